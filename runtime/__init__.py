@@ -1,0 +1,26 @@
+"""spiritrt: Spirit LM that listens and speaks at once, in real time.
+
+`load` gives a `SpiritLM` that continues, transcribes, speaks and scores prompts of `Text` and `Speech`.
+"""
+
+from spiritrt.generate import Classification, LogProbs, Output, Speech, SpiritLM, Text, load
+from spiritrt.models.checkpoints import CheckpointError
+from spiritrt.sampling import GREEDY, Sampling
+from spiritrt.stopping import Stop
+from spiritrt.tokens.units import Units
+
+__all__ = [
+    "GREEDY",
+    "CheckpointError",
+    "Classification",
+    "LogProbs",
+    "Output",
+    "Sampling",
+    "Speech",
+    "SpiritLM",
+    "Stop",
+    "Text",
+    "Units",
+    "load",
+]
+__version__ = "0.1.0"

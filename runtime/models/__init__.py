@@ -1,0 +1,1 @@
+"""Plain PyTorch models of Spirit LM whose parameter names are those of the official checkpoints."""

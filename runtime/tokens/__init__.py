@@ -1,0 +1,1 @@
+"""Tokens of Spirit LM: vocabulary, speech units, prompts."""

@@ -1,0 +1,24 @@
+"""Maps the top-level folders to one package, `spiritrt`, and builds its C++ extension."""
+
+from glob import glob
+
+from setuptools import find_packages, setup
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+FOLDERS = {
+    "spiritrt": "runtime",
+    "spiritrt.training": "training",
+    "spiritrt.weights": "models",
+}
+
+packages = []
+for name, folder in FOLDERS.items():
+    packages += [name] + [f"{name}.{sub}" for sub in find_packages(folder)]
+
+setup(
+    packages=packages,
+    package_dir=FOLDERS,
+    package_data={"spiritrt": ["py.typed"], "spiritrt.weights": ["nano/*"]},
+    ext_modules=[CppExtension("spiritrt._C", sorted(glob("csrc/*.cpp")), extra_compile_args=["-O3", "-g0"])],
+    cmdclass={"build_ext": BuildExtension},
+)
