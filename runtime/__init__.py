@@ -3,7 +3,8 @@
 `load` gives a `SpiritLM` that continues, transcribes, speaks and scores prompts of `Text` and `Speech`.
 """
 
-from spiritrt.generate import Classification, LogProbs, Output, Speech, SpiritLM, Text, load
+from spiritrt.generate import SpiritLM, load
+from spiritrt.items import Classification, LogProbs, Output, Speech, Text
 from spiritrt.models.checkpoints import CheckpointError
 from spiritrt.sampling import GREEDY, Sampling
 from spiritrt.stopping import Stop

@@ -29,6 +29,8 @@ def load(source: Source, rate: int | None = None, channel: int | None = None) ->
     """
     if isinstance(source, str | Path):
         where = str(source)
+        if not Path(source).is_file():
+            raise ValueError(f"{where}: no such sound file")
         try:
             array, rate = soundfile.read(source, dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, OSError, TypeError) as error:
@@ -55,13 +57,56 @@ def resample(samples: Samples, from_hz: int, to_hz: int) -> Samples:
     return soxr.resample(samples, from_hz, to_hz, quality="HQ").astype(np.float32, copy=False)
 
 
+class Resampler:
+    """Mono sound at another rate, as it comes: packets in, packets out, joined without seams and without drift.
+
+    The joined output is `resample` of the joined input (soxr's streaming interface). Output lags the input by up to
+    80 ms until `flush`, by the filter's length; where the rates agree samples pass through.
+
+    Raises ValueError for a rate outside 4-384 kHz.
+    """
+
+    def __init__(self, from_hz: int, to_hz: int) -> None:
+        for rate in (from_hz, to_hz):
+            if not LOWEST_RATE_HZ <= rate <= HIGHEST_RATE_HZ:
+                raise ValueError(f"rate must be {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz, got {rate}")
+        self._stream = soxr.ResampleStream(from_hz, to_hz, 1, quality="HQ") if from_hz != to_hz else None
+
+    def reset(self) -> None:
+        """Begins a new sound."""
+        if self._stream is not None:
+            self._stream.clear()
+
+    def accept(self, samples: Samples) -> Samples:
+        """Takes the next samples [N] and returns those [M] at the new rate that are certain now.
+
+        Raises ValueError for another dtype or shape, NaN or infinite samples; nothing of them is kept then.
+        """
+        if samples.ndim != 1 or samples.dtype != np.float32:
+            raise ValueError(f"samples must be float32 [N], got {samples.dtype} {samples.shape}")
+        finite = np.isfinite(samples)
+        if not finite.all():
+            raise ValueError(f"samples hold {samples[~finite][0]} at position {int(np.argmin(finite))}")
+        return samples if self._stream is None else self._stream.resample_chunk(samples)
+
+    def flush(self) -> Samples:
+        """Returns the rest [M], and begins a new sound."""
+        if self._stream is None:
+            return np.zeros(0, np.float32)
+        rest = self._stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        self._stream.clear()
+        return rest
+
+
 def save(path: str | Path, samples: NDArray | Tensor, rate: int = RATE_HZ, float32: bool = False) -> None:
     """Writes `samples` [N] or [N, channels] as 16-bit WAV, or with `float32` exactly as they are.
 
-    16-bit samples beyond full scale are clipped. Raises ValueError naming a path that cannot be written.
+    Folders on the way are made; 16-bit samples beyond full scale are clipped. Raises ValueError naming a path that
+    cannot be written.
     """
     array = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
     try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, array.astype(np.float32), rate, subtype="FLOAT" if float32 else "PCM_16", format="WAV")
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         raise ValueError(f"{path}: cannot be written: {error}") from error
@@ -86,6 +131,10 @@ def _mono(array: NDArray, channel: int | None, where: str) -> Samples:
     if array.ndim != 2:
         raise ValueError(f"{where}: samples must be [N] or [N, channels], got shape {array.shape}")
     channels = array.shape[1]
+    if 0 < len(array) < channels:
+        raise ValueError(
+            f"{where}: {len(array)} samples of {channels} channels; an array is [N, channels], transpose it"
+        )
     if channel is not None:
         if not 0 <= channel < channels:
             raise ValueError(f"{where}: channel {channel} does not exist, there are {channels}, numbered from 0")

@@ -73,7 +73,7 @@ class Decoder:
             rows.append(self._llama(chunk, self._cache)[0].float())
             self._cache.truncate(held)
         logprobs = torch.log_softmax(torch.cat(rows), dim=-1)
-        return logprobs[torch.arange(len(ids)), torch.tensor(ids, device=logprobs.device)].tolist()
+        return logprobs[torch.arange(len(ids)), torch.tensor(ids, dtype=torch.long, device=logprobs.device)].tolist()
 
     def truncate(self, length: int) -> None:
         """Keeps the first `length` tokens. What comes next is known again after an append."""

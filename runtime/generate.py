@@ -1,105 +1,25 @@
 """Offline Spirit LM: text and speech in any order in, text, speech or both out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from spiritrt import audio
-from spiritrt.audio import RATE_HZ, Samples
+from spiritrt.audio import RATE_HZ
 from spiritrt.decoding import Decoder
+from spiritrt.items import Classification, LogProbs, Output, Prompt, Speech, Text
+from spiritrt.models import checkpoints
 from spiritrt.models.family import Family
 from spiritrt.sampling import GREEDY, Sampling
 from spiritrt.stopping import Stop
-from spiritrt.tokens.prompt import Run, SpeechRun, TextRun, build, ends_in, parse_output
+from spiritrt.tokens.prompt import Run, SpeechRun, TextRun, build, ends_in, modality_at_end, parse_output
 from spiritrt.tokens.units import Units, merge
-from spiritrt.tokens.vocabulary import Modality, SpeechToken, format_speech, parse_speech
+from spiritrt.tokens.vocabulary import EOS, Modality, SpeechToken, format_speech, parse_speech
 
 ASR_OPEN, ASR_CLOSE = "<START Transcript>", "<END>"
 TTS_FLAG = " 'stop'"
 LABEL_FLAG = "A:"
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Text in a prompt or an output, taken literally: exact token spellings in it are an error."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Speech:
-    """Speech in a prompt or an output.
-
-    `samples` is sound (a file, or an array [N] or [N, channels] at `rate` Hz), `tokens` a token string like
-    `[Hu99][Hu49]`. A prompt needs one of the two; an output has both, its samples mono float32.
-    """
-
-    samples: audio.Source | None = None
-    rate: int = RATE_HZ
-    tokens: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.samples is None and self.tokens is None:
-            raise ValueError("Speech needs samples (a file or an array) or tokens")
-
-    @property
-    def seconds(self) -> float:
-        """Length in seconds; raises ValueError where `samples` is not an array."""
-        if self.samples is None or isinstance(self.samples, audio.Path | str):
-            raise ValueError("the length of speech that is not loaded is not known")
-        return len(self.samples) / self.rate
-
-
-Prompt: TypeAlias = str | Sequence[Text | Speech]
-
-
-class Output(list[Text | Speech]):
-    """A list of Text and Speech, with what made it.
-
-    `ids` are the generated tokens, `logprobs` their log-probabilities over the full vocabulary, `prompt_ids` the
-    prompt's tokens, and `finish` why it ended: "end" (an end token), "string", "length" (max_new_tokens), "context",
-    "silence" or "repetition".
-    """
-
-    def __init__(
-        self,
-        items: Sequence[Text | Speech],
-        ids: list[int],
-        logprobs: list[float],
-        prompt_ids: list[int],
-        raw: str,
-        finish: str,
-    ) -> None:
-        super().__init__(items)
-        self.ids = ids
-        self.logprobs = logprobs
-        self.prompt_ids = prompt_ids
-        self.raw = raw
-        self.finish = finish
-
-    @property
-    def text(self) -> str:
-        """All text of the output."""
-        return "".join(item.text for item in self if isinstance(item, Text))
-
-
-class LogProbs(NamedTuple):
-    """Likelihood of a continuation: natural log-probabilities over the full vocabulary."""
-
-    sum: float
-    mean: float
-    tokens: list[float]
-
-
-class Classification(NamedTuple):
-    """The most likely label, and the log-probability (sum) of each."""
-
-    label: str
-    scores: dict[str, float]
 
 
 class SpiritLM:
@@ -127,8 +47,9 @@ class SpiritLM:
         Raises ValueError for an unknown output, a prompt that fills the context, unusable audio, or an unknown voice.
         """
         sampling, stop = sampling or Sampling(), stop or Stop()
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be a whole number from 1, got {max_new_tokens}")
+        self.family.check_voice(speaker, style)
         string = self.prompt_string(prompt, output)
         prompt_ids = self._encode_prompt(string)
         allowed = self._allowed(output, stop)
@@ -144,8 +65,7 @@ class SpiritLM:
                 break
             ids.append(token)
             logprobs.append(logprob)
-            if finish is None and stop.strings and stop.cut(self._text(prompt_ids, ids)) is not None:
-                finish = "string"
+            finish = finish or self._content_reason(prompt_ids, ids, stop)
             if finish is None and len(ids) >= max_new_tokens:
                 finish = "length"
             if finish is None and decoder.room == 0:
@@ -196,7 +116,8 @@ class SpiritLM:
         if isinstance(source, Speech):
             if source.samples is None:
                 raise ValueError("this Speech holds tokens only; there is no sound to encode")
-            source, rate = source.samples, source.rate
+            channel = source.channel if channel is None else channel
+            return self.family.encode(audio.load(source.samples, source.rate, channel))
         return self.family.encode(audio.load(source, rate, channel))
 
     def decode(
@@ -208,6 +129,8 @@ class SpiritLM:
     ) -> Speech:
         """Speech of raw frames (Units: exactly their length) or of tokens (a string: durations are predicted)."""
         if isinstance(units, Units):
+            if not self.family.expressive and (units.pitch is not None or units.style is not None):
+                raise ValueError(f"these units have pitch or style, and {self.family.name} knows neither")
             samples = self.family.vocode_frames(units, speaker, style)
             return Speech(samples, RATE_HZ, format_speech(merge(units)))
         tokens = self._checked(parse_speech(units) if isinstance(units, str) else units)
@@ -251,9 +174,9 @@ class SpiritLM:
         for words, example in shots:
             prompt += [Text(words + flag), self._speech(example)]
         prompt.append(Text(text + flag))
-        output = self.generate(
-            prompt, "speech", sampling, max_new_tokens, Stop(ids_in_speech=True), speaker=speaker, style=style
-        )
+        # after the speech of a shot comes the text of the next: its marker ends the output as well
+        stop = Stop(ids=(EOS, self.family.vocabulary.text_marker), ids_in_speech=True)
+        output = self.generate(prompt, "speech", sampling, max_new_tokens, stop, speaker=speaker, style=style)
         for item in output:
             if isinstance(item, Speech):
                 return item
@@ -309,9 +232,27 @@ class SpiritLM:
     def _speech(self, source: audio.Source | Speech) -> Speech:
         return source if isinstance(source, Speech) else Speech(source)
 
+    def _content_reason(self, prompt_ids: list[int], ids: list[int], stop: Stop) -> str | None:
+        """The stop rules that look at what the ids mean: "string", "silence" or None."""
+        if stop.strings:
+            # a token before the tail, since a decoder drops the space that opens a string
+            tail = [*prompt_ids[-1:], *ids][-max(32, 2 * max(map(len, stop.strings))) - 1 :]
+            if stop.cut(self._text(tail[:1], tail[1:])) is not None:
+                return "string"
+        speech = self.family.vocabulary.speech_token
+        if stop.silence_s and speech(ids[-1]) is not None:
+            tokens = [token for token in map(speech, ids) if token is not None]
+            if self.family.trailing_silence_s(tokens) >= stop.silence_s:
+                return "silence"
+        return None
+
     def _allowed(self, output: Modality, stop: Stop) -> Tensor:
         allowed = self.family.vocabulary.allowed(output).to(self.family.device)
-        if output == "speech" and stop.ids_in_speech:
+        rows = self.family.vocabulary.rows
+        if any(not 0 <= i < rows for i in stop.ids):
+            raise ValueError(f"stop ids must be from 0 to {rows - 1}, got {stop.ids}")
+        ends_speech = self.family.checkpoint.reply == "chain" if stop.ids_in_speech is None else stop.ids_in_speech
+        if output == "speech" and ends_speech:
             allowed[list(stop.ids)] = True
         return allowed
 
@@ -328,7 +269,8 @@ class SpiritLM:
     def _score(self, prompt: Prompt, continuations: Sequence[Prompt]) -> list[LogProbs]:
         """Likelihoods of several continuations; what they share with the prompt is computed once."""
         if isinstance(prompt, str):
-            texts = [c if isinstance(c, str) else build(self._runs(c), "arbitrary") for c in continuations]
+            after = modality_at_end(prompt, self.family.vocabulary)
+            texts = [c if isinstance(c, str) else build(self._runs(c), after=after) for c in continuations]
             string, strings = prompt, [prompt + text for text in texts]
         else:
             runs = self._runs(prompt)
@@ -358,6 +300,8 @@ class SpiritLM:
     def _items(
         self, prompt: str, raw: str, output: Modality, speaker: int | None, style: int | None, seed: int
     ) -> list[Text | Speech]:
+        if output == "text":  # pieces that happen to spell a token are text all the same
+            return [Text(raw)] if raw.strip() else []
         vocabulary = self.family.vocabulary
         items: list[Text | Speech] = []
         for index, run in enumerate(parse_output(raw, vocabulary, output)):
@@ -371,18 +315,20 @@ class SpiritLM:
         return items
 
 
-def load(name_or_folder: str = "nano", device: str = "cpu", dtype: str = "auto", progress: bool = True) -> SpiritLM:
+def load(
+    name_or_folder: str = "nano",
+    device: str = "cpu",
+    dtype: str = "auto",
+    progress: bool = True,
+    lazy: bool = False,
+    pitch_tracker: str = "fcpe",
+) -> SpiritLM:
     """Loads a Spirit LM: "nano", a folder (own or official layout), or an official name under SPIRITLM_CHECKPOINTS_DIR.
 
     `dtype` is the language model's: "auto" (as stored; float32 for a small model on a CPU), "float32", "bfloat16" or
-    "float16". Raises CheckpointError (a ValueError) saying which file is missing or broken.
+    "float16". With `lazy` each part is loaded when it is first used: `encode` and `decode` do without the language
+    model. `pitch_tracker` ("fcpe" or "yaapt") matters to Expressive alone. Raises CheckpointError (a ValueError)
+    saying which file is missing or broken.
     """
-    return SpiritLM(Family.load(name_or_folder, device, dtype, progress))
-
-
-def as_samples(speech: Speech) -> Samples:
-    """The samples of output speech as an array, float32 [N]."""
-    samples: NDArray | Tensor | str | audio.Path | None = speech.samples
-    if not isinstance(samples, np.ndarray):
-        raise ValueError("this Speech holds no array of samples")
-    return samples
+    family = Family(checkpoints.find(name_or_folder), device, dtype, progress, pitch_tracker)
+    return SpiritLM(family if lazy else family.load_all())

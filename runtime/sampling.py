@@ -39,6 +39,7 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
+SMALLEST_TEMPERATURE = 1e-30  # below, float32 divides by nothing
 
 
 def sample(logits: Tensor, allowed: Tensor, sampling: Sampling, position: int, used: Tensor | None = None) -> int:
@@ -55,8 +56,10 @@ def sample(logits: Tensor, allowed: Tensor, sampling: Sampling, position: int, u
     scores = scores.masked_fill(~allowed, -torch.inf)
     if sampling.temperature == 0:
         return int(scores.argmax())
-    probabilities, ids = torch.softmax(scores / sampling.temperature, dim=-1).sort(descending=True, stable=True)
-    keep = torch.ones_like(probabilities, dtype=torch.bool)
+    # the distance to the best first: a tiny temperature would overflow on the logits themselves
+    scaled = (scores - scores.max()) / max(sampling.temperature, SMALLEST_TEMPERATURE)
+    probabilities, ids = torch.softmax(scaled, dim=-1).sort(descending=True, stable=True)
+    keep = probabilities > 0
     if sampling.top_k:
         keep[sampling.top_k :] = False
     # an id stays while the ids before it hold less than top_p of what top-k left

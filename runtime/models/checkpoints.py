@@ -7,10 +7,12 @@ Tensors are memory-mapped and never unpickled beyond plain weights.
 
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -56,16 +58,28 @@ class Part:
         """All tensors by name."""
         return dict(self.tensors())
 
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Turns a ValueError about this part's weights or configuration into a CheckpointError that names its file."""
+        try:
+            yield
+        except ValueError as error:
+            raise CheckpointError(f"{self.files[0]}: {error}") from error
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model family on disk: `parts` holds the parts that are whole, `missing` the files that are not there."""
+    """A model family on disk: `parts` holds the parts that are whole, `missing` the files that are not there.
+
+    `reply` is the form in which the model is trained to converse: "chain" or "continuation" (see `SessionConfig`).
+    """
 
     name: str
     folder: Path
     parts: dict[str, Part]
     tokenizer: Path | None
-    missing: tuple[Path, ...] = field(default=())
+    missing: tuple[Path, ...] = ()
+    reply: str = "continuation"
 
     def part(self, name: str) -> Part:
         """The part of this name. Raises CheckpointError naming the missing files."""
@@ -76,7 +90,7 @@ class Checkpoint:
 
 
 def find(name_or_folder: str | Path) -> Checkpoint:
-    """Finds a family by name ("nano", "spirit-lm-base-7b") or folder (own layout, official root, or a model within one).
+    """Finds a family by name ("nano", "spirit-lm-base-7b") or folder (own layout, official root, a model within one).
 
     Official names are looked for under the folder that SPIRITLM_CHECKPOINTS_DIR names. Raises CheckpointError saying
     what was looked for and where.
@@ -87,14 +101,14 @@ def find(name_or_folder: str | Path) -> Checkpoint:
     for folder in (Path(text), shipped, packaged):
         if (folder / MANIFEST).is_file():
             return _read_own(folder)
-    root = os.environ.get(ENVIRONMENT)
+    root = official_root()
     if text in OFFICIAL_NAMES:
-        if not root:
+        if root is None:
             raise CheckpointError(
                 f"{text}: set {ENVIRONMENT} to the folder that holds spiritlm_model/ and speech_tokenizer/"
             )
-        return _read_official(Path(root), text)
-    folder = Path(text)
+        return _read_official(root, text)
+    folder = Path(text).resolve()
     if folder.name in OFFICIAL_NAMES and folder.parent.name == "spiritlm_model":
         return _read_official(folder.parent.parent, folder.name)
     if (folder / "spiritlm_model").is_dir():
@@ -110,20 +124,29 @@ def find(name_or_folder: str | Path) -> Checkpoint:
     )
 
 
+def official_root() -> Path | None:
+    """The folder that SPIRITLM_CHECKPOINTS_DIR names, None where it is not set. No other variable is read."""
+    root = os.environ.get(ENVIRONMENT)
+    return Path(root) if root else None
+
+
 def _read_own(folder: Path) -> Checkpoint:
     manifest = read_json(folder / MANIFEST)
     if manifest.get("format") != 1:
         raise CheckpointError(f"{folder / MANIFEST}: format {manifest.get('format')!r} is not 1; convert again")
-    parts = {}
-    missing = []
-    for name, config in manifest["parts"].items():
-        file = folder / f"{name}.safetensors"
-        if file.is_file():
-            parts[name] = Part(name, config, (file,))
-        else:
-            missing.append(file)
+    configs = manifest.get("parts")
+    if not isinstance(configs, dict) or any(n not in PARTS or not isinstance(c, dict) for n, c in configs.items()):
+        raise CheckpointError(f"{folder / MANIFEST}: 'parts' must hold a configuration for each of {', '.join(PARTS)}")
+    # pitch and style go together: one without the other is a hole
+    needed = PARTS if configs.keys() & {"pitch", "style"} else PARTS[:4]
+    files = {name: folder / f"{name}.safetensors" for name in needed}
+    parts = {n: Part(n, configs[n], (file,)) for n, file in files.items() if n in configs and file.is_file()}
+    missing = [file for name, file in files.items() if name not in parts]
     tokenizer = folder if (folder / "tokenizer.model").is_file() else None
-    return Checkpoint(manifest.get("name", folder.name), folder, parts, tokenizer, tuple(missing))
+    if tokenizer is None:
+        missing.append(folder / "tokenizer.model")
+    name, reply = manifest.get("name", folder.name), manifest.get("reply", "continuation")
+    return Checkpoint(name, folder, parts, tokenizer, tuple(missing), reply)
 
 
 def _read_official(root: Path, name: str) -> Checkpoint:
@@ -173,7 +196,7 @@ def _part_of_pt(name: str, file: Path, key: str | None) -> Part:
     """A part whose configuration lies in the same .pt as its tensors."""
     raw = _load_pt(file)
     if key is not None and key not in raw:
-        raise CheckpointError(f"{file}: has no entry {key!r}, only {', '.join(map(repr, raw))}")
+        raise CheckpointError(f"{file}: has no entry {key!r}, only {', '.join(map(repr, raw)) or 'nothing'}")
     unused = (key, "dictionaries_symbols")
     config = {k: v for k, v in raw.items() if k not in unused and not isinstance(v, Tensor)}
     return Part(name, config, (file,), key)
@@ -184,10 +207,13 @@ def _load_pt(file: Path) -> dict:
     try:
         raw = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except UnpicklingError as error:
-        reason = "more than plain weights, refused as unsafe" if "Unsupported" in str(error) else "damaged or truncated"
-        raise CheckpointError(f"{file}: {reason}: {str(error).splitlines()[0]}") from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{file}: not a readable checkpoint (truncated?): {error}") from error
+        # torch's own message advises to load unsafely, so only the name of the object is taken from it
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(f"{file}: holds more than plain weights ({found[1]}), refused as unsafe") from error
+        raise CheckpointError(f"{file}: not a readable checkpoint (damaged, truncated or another format)") from error
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{file}: not a readable checkpoint (truncated?): {reason}") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{file}: expected a dictionary of tensors, got {type(raw).__name__}")
     return raw
@@ -203,7 +229,10 @@ def _read_tensors(file: Path, key: str | None) -> Iterator[tuple[str, Tensor]]:
             raise CheckpointError(f"{file}: not a readable safetensors file (truncated?): {error}") from error
         return
     raw = _load_pt(file)
-    for name, value in (raw[key] if key else raw).items():
+    tensors = raw.get(key) if key else raw
+    if not isinstance(tensors, dict):
+        raise CheckpointError(f"{file}: has no tensors under {key!r}, only {', '.join(map(repr, raw)) or 'nothing'}")
+    for name, value in tensors.items():
         if isinstance(value, Tensor):
             yield name, value
 
@@ -212,22 +241,36 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     """The files of a Hugging Face Llama folder that hold its weights; a plain .bin where none is found."""
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
-            return tuple(folder / f for f in sorted(set(read_json(folder / index)["weight_map"].values())))
+            shards = read_json(folder / index).get("weight_map")
+            if not isinstance(shards, dict) or not shards or not all(isinstance(f, str) for f in shards.values()):
+                raise CheckpointError(f"{folder / index}: has no 'weight_map' from weights to their files")
+            return tuple(folder / f for f in sorted(set(shards.values())))
     single = folder / "model.safetensors"
     return (single if single.is_file() else folder / "pytorch_model.bin",)
 
 
-def save_part(folder: str | Path, part: str, config: dict, tensors: dict[str, Tensor]) -> None:
+def save_part(
+    folder: str | Path, part: str, config: dict, tensors: dict[str, Tensor], reply: str | None = None
+) -> None:
     """Writes `<part>.safetensors` and the part's official `config` into `spiritrt.json` of `folder` (own layout).
 
-    Both files are replaced whole, so a reader never sees half of one. Raises ValueError for an unknown part name.
+    `reply` notes the form in which a language model converses (see `Checkpoint`). Both files are replaced whole, so a
+    reader never sees half of one. Raises ValueError for an unknown part name.
     """
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / f"{part}.safetensors.tmp"
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, scratch, metadata={"format": "pt"})
+    stored: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        start = whole.untyped_storage().data_ptr()
+        stored[name] = whole.clone() if start in memory else whole  # safetensors refuses tied weights
+        memory.add(start)
+    save_file(stored, scratch, metadata={"format": "pt"})
+    scratch.chmod(0o644)  # safetensors writes for its owner alone
     scratch.replace(folder / f"{part}.safetensors")
     manifest_file = folder / MANIFEST
     manifest: dict = {"format": 1, "name": folder.name, "parts": {}}
@@ -235,6 +278,8 @@ def save_part(folder: str | Path, part: str, config: dict, tensors: dict[str, Te
         manifest = read_json(manifest_file)
     parts = manifest["parts"] | {part: config}
     manifest["parts"] = {name: parts[name] for name in PARTS if name in parts}
+    if reply is not None:
+        manifest["reply"] = reply
     scratch = folder / f"{MANIFEST}.tmp"
     scratch.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     scratch.replace(manifest_file)
@@ -253,7 +298,7 @@ def convert(source: str | Path, folder: str | Path) -> Checkpoint:
         raise CheckpointError(f"{folder} already holds a model; choose another folder or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in found.parts.items():
-        save_part(folder, name, part.config, dict(part.tensors(f"converting {name}")))
+        save_part(folder, name, part.config, dict(part.tensors(f"converting {name}")), found.reply)
     if found.tokenizer:
         for file in TOKENIZER_FILES:
             if (found.tokenizer / file).is_file():

@@ -1,37 +1,62 @@
 """A loaded Spirit LM: language model, tokenizer, speech encoder and vocoder, shared by everything that uses them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spiritrt.audio import RATE_HZ, Samples
 from spiritrt.models import checkpoints
 from spiritrt.models.checkpoints import Checkpoint, CheckpointError
-from spiritrt.models.hubert import Hubert, KMeansQuantizer, LinearQuantizer, encode_units, hubert_from_official
-from spiritrt.models.hubert import quantizer_from_official
+from spiritrt.models.hubert import (
+    Hubert,
+    KMeansQuantizer,
+    LinearQuantizer,
+    encode_units,
+    hubert_from_official,
+    quantizer_from_official,
+)
 from spiritrt.models.llama import Llama, LlamaConfig
-from spiritrt.models.pitch import FcpeTracker, PitchQuantizer, PitchTracker, encode_pitch, pitch_quantizer_from_official
+from spiritrt.models.pitch import (
+    FcpeTracker,
+    PitchQuantizer,
+    PitchTracker,
+    YaaptTracker,
+    encode_pitch,
+    pitch_quantizer_from_official,
+)
 from spiritrt.models.style import StyleClassifier, encode_style, style_classifier_from_official
-from spiritrt.models.vocoder import Vocoder, vocode_frames, vocode_units, vocoder_from_official
+from spiritrt.models.vocoder import Vocoder, vocode_expanded, vocode_frames, vocoder_from_official
 from spiritrt.models.weights import load_weights
 from spiritrt.tokens.text import Tokenizer
-from spiritrt.tokens.units import Units, expand
+from spiritrt.tokens.units import STYLES_WHERE_NONE, Units, expand
 from spiritrt.tokens.vocabulary import SpeechToken, Vocabulary
 
+M = TypeVar("M", bound=nn.Module)
 SMALL_BYTES = 1 << 30  # a language model below this runs in float32 on a CPU
+PITCH_WHERE_NONE, STYLE_WHERE_NONE = 0, STYLES_WHERE_NONE[0]  # for output of Expressive that holds neither token
 
 
 class Family:
-    """The parts of one Spirit LM. Each is loaded when it is first used; `load` loads all of them.
+    """The parts of one Spirit LM. Each is loaded when it is first used; `load_all` loads all of them.
 
-    `dtype` is the language model's ("auto": as stored, or float32 for a model under 1 GiB on a CPU). The speech parts
-    run in float32.
+    `pitch_tracker` is "fcpe" or "yaapt". `dtype` is the language model's ("auto": as stored, or float32 for a model
+    under 1 GiB on a CPU). The speech parts run in float32.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu", dtype: str = "auto", progress: bool = True) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str = "cpu",
+        dtype: str = "auto",
+        progress: bool = True,
+        pitch_tracker: str = "fcpe",
+    ) -> None:
+        if pitch_tracker not in ("fcpe", "yaapt"):
+            raise ValueError(f"pitch_tracker must be 'fcpe' or 'yaapt', got {pitch_tracker!r}")
         choices = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
         if dtype not in choices:
             raise ValueError(f"dtype must be one of {', '.join(choices)}, got {dtype!r}")
@@ -42,19 +67,22 @@ class Family:
             raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
         self.checkpoint = checkpoint
         self.name = checkpoint.name
-        self.pitch_tracker: PitchTracker | None = None
+        self._pitch_tracker = pitch_tracker
         self._dtype = choices[dtype]
         self._progress = progress
 
     @classmethod
     def load(cls, name_or_folder: str, device: str = "cpu", dtype: str = "auto", progress: bool = True) -> "Family":
         """Finds a model (see `checkpoints.find`) and loads every part of it now."""
-        family = cls(checkpoints.find(name_or_folder), device, dtype, progress)
+        return cls(checkpoints.find(name_or_folder), device, dtype, progress).load_all()
+
+    def load_all(self) -> "Family":
+        """Loads every part now, and returns the family itself."""
         for part in ("tokenizer", "llama", "hubert", "quantizer", "vocoder"):
-            getattr(family, part)
-        if family.expressive:
-            _ = family.pitch_quantizer, family.style_classifier
-        return family
+            getattr(self, part)
+        if self.expressive:
+            _ = self.pitch_quantizer, self.style_classifier
+        return self
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -84,28 +112,29 @@ class Family:
         tensors = {name: tensor.to(self.device, dtype) for name, tensor in part.tensors(title)}
         if config.tie_word_embeddings and "model.embed_tokens.weight" in tensors:
             tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-        load_weights(llama, tensors, ignore=("*.rotary_emb.inv_freq",), assign=True)
+        with part.named_in_errors():
+            load_weights(llama, tensors, ignore=("*.rotary_emb.inv_freq",), assign=True)
         return llama.eval().requires_grad_(False)
 
     @cached_property
     def hubert(self) -> Hubert:
-        return hubert_from_official(self._config("hubert"), self._tensors("hubert")).to(self.device)
+        return self._build("hubert", hubert_from_official)
 
     @cached_property
     def quantizer(self) -> LinearQuantizer | KMeansQuantizer:
-        return quantizer_from_official(self._config("quantizer"), self._tensors("quantizer")).to(self.device)
+        return self._build("quantizer", quantizer_from_official)
 
     @cached_property
     def vocoder(self) -> Vocoder:
-        return vocoder_from_official(self._config("vocoder"), self._tensors("vocoder")).to(self.device)
+        return self._build("vocoder", vocoder_from_official)
 
     @cached_property
     def pitch_quantizer(self) -> PitchQuantizer:
-        return pitch_quantizer_from_official(self._config("pitch"), self._tensors("pitch")).to(self.device)
+        return self._build("pitch", pitch_quantizer_from_official)
 
     @cached_property
     def style_classifier(self) -> StyleClassifier:
-        return style_classifier_from_official(self._config("style"), self._tensors("style")).to(self.device)
+        return self._build("style", style_classifier_from_official)
 
     @cached_property
     def silence(self) -> frozenset[int]:
@@ -116,6 +145,31 @@ class Family:
             units.update(self.encode(level * noise).hubert)
         return frozenset(units)
 
+    @cached_property
+    def pitch_tracker(self) -> PitchTracker:
+        return YaaptTracker() if self._pitch_tracker == "yaapt" else FcpeTracker(str(self.device))
+
+    def trailing_silence_s(self, tokens: Sequence[SpeechToken]) -> float:
+        """Predicted seconds of silence at the end of speech tokens, 0 where nothing sounded before it."""
+        hubert = [token.code for token in tokens if token.kind == "Hu"]
+        silent = 0
+        while silent < len(hubert) and hubert[-1 - silent] in self.silence:
+            silent += 1
+        if silent in (0, len(hubert)):
+            return 0.0
+        lengths = self.durations(expand(tokens[-4 * (silent + 2) :]))
+        return sum(lengths[-silent:]) * self.vocoder.config.hop_samples / RATE_HZ
+
+    def check_voice(self, speaker: int | None, style: int | None) -> None:
+        """Raises ValueError where the vocoder has no such speaker or named style."""
+        if speaker is None and style is None:
+            return  # text alone needs no vocoder
+        config = self.vocoder.config
+        for name, value, count in (("speaker", speaker, config.num_speakers), ("style", style, config.num_styles)):
+            if value is not None and not 0 <= value < count:
+                has = f"{count}, numbered from 0" if count else "none"
+                raise ValueError(f"{name} {value} is out of range: {self.name} has {has}")
+
     def encode(self, samples: Samples) -> Units:
         """Raw unit frames of mono `samples` [N] at 16 kHz: HuBERT 25 Hz and, in Expressive, pitch 12.5, style 1 Hz.
 
@@ -125,8 +179,6 @@ class Family:
         hubert = encode_units(self.hubert, self.quantizer, waveform).tolist()
         if not self.expressive:
             return Units(hubert)
-        if self.pitch_tracker is None:
-            self.pitch_tracker = FcpeTracker(str(self.device))
         pitch = encode_pitch(self.pitch_tracker, self.pitch_quantizer, waveform).tolist()
         return Units(hubert, pitch, encode_style(self.style_classifier, waveform).tolist())
 
@@ -136,38 +188,51 @@ class Family:
         """Sound [N] at 16 kHz of speech tokens, with predicted durations, and the samples that each unit lasts.
 
         `speaker` defaults to 2 (as far as there are so many), `style` is a named style of Base vocoders; `seed` draws
-        a style where Expressive tokens have pitch and no style. Pitch and style tokens are left out where the vocoder
-        has none. Raises ValueError for ids out of range.
+        a style where Expressive tokens have pitch and no style. Without any pitch they sound at pitch code 0, without
+        either in style 71. Pitch and style tokens are left out where the vocoder has none. Raises ValueError for ids
+        out of range.
         """
         units = expand(tokens, seed=seed)
+        lengths = self.durations(units)
+        samples = self.vocode_expanded(units.repeat(lengths), speaker, style)
+        return samples, [frames * self.vocoder.config.hop_samples for frames in lengths]
+
+    def durations(self, units: Units) -> list[int]:
+        """Predicted frames (25 Hz) of each of deduplicated `units`."""
         if not units.hubert:
-            return np.zeros(0, np.float32), []
-        codes = self._codes(units)
-        samples = vocode_units(self.vocoder, **codes, speaker=speaker, named_style=style)
-        hop = self.vocoder.config.hop_samples
-        lengths = (self.vocoder.durations(codes["units"][None])[0] * hop).tolist()
-        return samples.cpu().numpy(), lengths
+            return []
+        with torch.no_grad():
+            return self.vocoder.durations(torch.tensor([units.hubert], device=self.device))[0].tolist()
+
+    def vocode_expanded(self, units: Units, speaker: int | None = None, style: int | None = None) -> Samples:
+        """Sound [640 * T] at 16 kHz of codes that all have one entry a frame (25 Hz); no pitch or style as `vocode`."""
+        codes = self._codes(units, complete=True)
+        return vocode_expanded(self.vocoder, **codes, speaker=speaker, named_style=style).cpu().numpy()
 
     def vocode_frames(self, units: Units, speaker: int | None = None, style: int | None = None) -> Samples:
-        """Sound [640 * T] at 16 kHz of raw unit frames, exactly as long as they are."""
+        """Sound [640 * T] at 16 kHz of raw frames as `encode` gives them, exactly as long as they are."""
         codes = self._codes(units)
         return vocode_frames(self.vocoder, **codes, speaker=speaker, named_style=style).cpu().numpy()
 
-    def _codes(self, units: Units) -> dict[str, Tensor]:
+    def _codes(self, units: Units, complete: bool = False) -> dict[str, Tensor]:
         config = self.vocoder.config
         codes = {"units": units.hubert}
-        for name, values, count in (
-            ("pitch", units.pitch, config.num_f0_tokens),
-            ("style", units.style, config.num_style_tokens),
+        for name, values, count, absent in (
+            ("pitch", units.pitch, config.num_f0_tokens, PITCH_WHERE_NONE),
+            ("style", units.style, config.num_style_tokens, STYLE_WHERE_NONE),
         ):
-            if count and values is None:
-                raise ValueError(f"{self.name} needs {name} codes to make speech, and these units have none")
-            if count and values is not None:
-                codes[name] = values
-        return {name: torch.tensor(values, device=self.device) for name, values in codes.items()}
+            if count and values is None and units.hubert:
+                if not complete:
+                    raise ValueError(f"{self.name} needs {name} codes to make speech, and these units have none")
+                values = (min(absent, count - 1),) * len(units.hubert)
+            if count:
+                codes[name] = values or ()
+        return {name: torch.tensor(values, dtype=torch.long, device=self.device) for name, values in codes.items()}
 
     def _config(self, part: str) -> dict:
         return self.checkpoint.part(part).config
 
-    def _tensors(self, part: str) -> dict[str, Tensor]:
-        return self.checkpoint.part(part).load()
+    def _build(self, name: str, make: Callable[[dict, dict[str, Tensor]], M]) -> M:
+        part = self.checkpoint.part(name)
+        with part.named_in_errors():
+            return make(part.config, part.load()).to(self.device)

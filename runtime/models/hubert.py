@@ -308,7 +308,7 @@ def quantizer_from_official(
     """Build the quantizer that a checkpoint holds, in eval mode.
 
     Args:
-        config: the official dict, `{"model_cfg": {...}}`, or what is inside it: `n_clusters` for k-means, or `vocab_size`,
+        config: `{"model_cfg": {...}}`, or what is inside it: `n_clusters` for k-means, or `vocab_size`,
             `dim` and `upstream_dim` for a linear quantizer.
         tensors: `model_weight`; for k-means `{"cluster_centers": [n_clusters, D]}`.
     """

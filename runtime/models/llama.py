@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spiritrt.models.weights import config_value
+
 
 @dataclass(frozen=True, slots=True)
 class LlamaConfig:
@@ -61,31 +63,30 @@ class LlamaConfig:
             raise ValueError(f"model_type must be 'llama', got {config['model_type']!r}")
         if config.get("hidden_act", "silu") != "silu":
             raise ValueError(f"hidden_act must be 'silu', got {config['hidden_act']!r}")
-        needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        missing = [key for key in needed if key not in config]
-        if missing:
-            raise ValueError(f"the Llama config lacks {', '.join(missing)}")
-        heads = config["num_attention_heads"]
+        heads = config_value(config, "num_attention_heads", int)
+        width = config_value(config, "hidden_size", int)
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"rope_scaling must be an object, got {rope!r}")
         return cls(
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            num_hidden_layers=config["num_hidden_layers"],
+            vocab_size=config_value(config, "vocab_size", int),
+            hidden_size=width,
+            intermediate_size=config_value(config, "intermediate_size", int),
+            num_hidden_layers=config_value(config, "num_hidden_layers", int),
             num_attention_heads=heads,
-            num_key_value_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            max_position_embeddings=config.get("max_position_embeddings", 2048),
-            rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-            rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
-            rope_type=rope.get("rope_type", rope.get("type", "default")),
-            rope_factor=float(rope.get("factor", 1.0)),
-            rope_low_frequency_factor=float(rope.get("low_freq_factor", 1.0)),
-            rope_high_frequency_factor=float(rope.get("high_freq_factor", 4.0)),
-            rope_original_context=int(rope.get("original_max_position_embeddings", 8192)),
-            tie_word_embeddings=config.get("tie_word_embeddings", False),
-            attention_bias=config.get("attention_bias", False),
-            mlp_bias=config.get("mlp_bias", False),
+            num_key_value_heads=config_value(config, "num_key_value_heads", int, heads),
+            head_dim=config_value(config, "head_dim", int, width // max(heads, 1)),
+            max_position_embeddings=config_value(config, "max_position_embeddings", int, 2048),
+            rms_norm_eps=config_value(config, "rms_norm_eps", float, 1e-6),
+            rope_theta=config_value(rope, "rope_theta", float, config_value(config, "rope_theta", float, 10000.0)),
+            rope_type=config_value(rope, "rope_type", str, config_value(rope, "type", str, "default")),
+            rope_factor=config_value(rope, "factor", float, 1.0),
+            rope_low_frequency_factor=config_value(rope, "low_freq_factor", float, 1.0),
+            rope_high_frequency_factor=config_value(rope, "high_freq_factor", float, 4.0),
+            rope_original_context=config_value(rope, "original_max_position_embeddings", int, 8192),
+            tie_word_embeddings=config_value(config, "tie_word_embeddings", bool, False),
+            attention_bias=config_value(config, "attention_bias", bool, False),
+            mlp_bias=config_value(config, "mlp_bias", bool, False),
         )
 
 

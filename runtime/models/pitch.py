@@ -89,7 +89,7 @@ class YaaptTracker:
             self._basic_tools = importlib.import_module("amfm_decompy.basic_tools")
             self._pyaapt = importlib.import_module("amfm_decompy.pYAAPT")
         except (ImportError, AttributeError) as error:
-            raise ImportError(f"YaaptTracker needs amfm_decompy: pip install 'spiritrt[yaapt]' ({error})") from error
+            raise ImportError(f"YaaptTracker needs amfm_decompy: pip install '.[yaapt]' ({error})") from error
 
     def __call__(self, waveform: Tensor) -> PitchTrack:
         """F0 and voicing at 200 Hz of `waveform` [N], float, 16 kHz.
@@ -195,14 +195,15 @@ class PitchQuantizer(nn.Module):
             )
         return self.vq(self.encoder(features).transpose(1, 2))
 
-    def features(self, track: PitchTrack) -> Tensor:
+    def features(self, track: PitchTrack, mean: Tensor | None = None) -> Tensor:
         """What the encoder sees of `track`: [len(config.features), T], in the order of the config.
 
         `norm_` subtracts the mean F0 over the voiced frames from every F0 that is not 0; where nothing is voiced, F0 is
-        0 throughout and stays so.
+        0 throughout and stays so. A stream brings a `mean` of its own.
         """
         f0, voiced = track.f0_hz, track.voiced > 0
-        mean = f0[voiced].mean() if voiced.any() else f0.new_zeros(())
+        if mean is None:
+            mean = f0[voiced].mean() if voiced.any() else f0.new_zeros(())
         rows = []
         for name in self.config.features:
             row = track.voiced if name == "vuv" else f0 if name.endswith("_interp") else torch.where(voiced, f0, 0.0)
@@ -354,7 +355,7 @@ def _import_torchfcpe() -> types.ModuleType:
             torchfcpe = importlib.import_module("torchfcpe")
     except ImportError as error:
         raise ImportError(
-            "FcpeTracker needs torchfcpe: pip install 'spiritrt[expressive]', then "
+            "FcpeTracker needs torchfcpe: pip install '.[pitch]', then "
             f"pip install --no-deps torchfcpe==0.0.4 ({error})"
         ) from error
     for name in ("torchfcpe.tools", "torchfcpe.mel_extractor"):

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from spiritrt.models.weights import config_integers, config_section, config_value, fold_weight_norm, load_weights
 
-__all__ = ["Vocoder", "VocoderConfig", "fold_weight_norm", "vocode_frames", "vocode_units", "vocoder_from_official"]
+__all__ = [
+    "Vocoder",
+    "VocoderConfig",
+    "fold_weight_norm",
+    "vocode_expanded",
+    "vocode_frames",
+    "vocode_units",
+    "vocoder_from_official",
+]
 
 DEFAULT_SPEAKER = 2
 DEFAULT_NAMED_STYLE = 8
@@ -318,12 +326,32 @@ def vocode_units(
     codes = _checked_codes(vocoder.config, units, pitch, style)
     if not len(units):
         return torch.zeros(0, device=units.device)
-    for name, code in codes.items():
-        if len(code) != len(units):
-            raise ValueError(f"{name} has {len(code)} codes for {len(units)} units; it must have one a unit")
-    durations = vocoder.durations(units[None])[0]
+    _check_lengths(codes, len(units))
+    durations = vocoder.durations(codes["units"][None])[0]
     frames = {name: code.repeat_interleave(durations) for name, code in codes.items()}
     return _vocode(vocoder, frames, speaker, named_style)
+
+
+@torch.no_grad()
+def vocode_expanded(
+    vocoder: Vocoder,
+    units: Tensor,
+    *,
+    pitch: Tensor | None = None,
+    style: Tensor | None = None,
+    speaker: int | None = None,
+    named_style: int | None = None,
+) -> Tensor:
+    """Sound [T * hop_samples] of `units`, `pitch` and `style` [T] that all have one code a frame (25 Hz).
+
+    Raises:
+        ValueError: as `vocode_units` does, its durations aside.
+    """
+    codes = _checked_codes(vocoder.config, units, pitch, style)
+    if not len(units):
+        return torch.zeros(0, device=units.device)
+    _check_lengths(codes, len(units))
+    return _vocode(vocoder, codes, speaker, named_style)
 
 
 @torch.no_grad()
@@ -371,6 +399,12 @@ def _vocode(vocoder: Vocoder, frames: dict[str, Tensor], speaker: int | None, na
     return vocoder(
         batch["units"], ids["speaker"], ids["named_style"], pitch=batch.get("pitch"), style=batch.get("style")
     )[0]
+
+
+def _check_lengths(codes: Mapping[str, Tensor], length: int) -> None:
+    for name, code in codes.items():
+        if len(code) != length:
+            raise ValueError(f"{name} has {len(code)} codes for {length} units; it must have one a unit")
 
 
 def _checked_codes(

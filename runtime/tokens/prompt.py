@@ -4,7 +4,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from spiritrt.tokens.vocabulary import SPEECH_MARKER, TEXT_MARKER, Modality, SpeechToken, Vocabulary, format_speech
+from spiritrt.tokens.vocabulary import (
+    MODALITIES,
+    SPEECH_MARKER,
+    TEXT_MARKER,
+    Modality,
+    SpeechToken,
+    Vocabulary,
+    format_speech,
+)
 
 MIN_SPEECH_UNITS = 24  # a shorter speech run within ARBITRARY output is dropped, unless it opens the output
 
@@ -46,14 +54,17 @@ Run = TextRun | SpeechRun
 _MARKERS = {"text": TEXT_MARKER, "speech": SPEECH_MARKER}
 
 
-def build(runs: Iterable[Run], output: Modality = "arbitrary") -> str:
+def build(runs: Iterable[Run], output: Modality = "arbitrary", after: Literal["text", "speech"] | None = None) -> str:
     """The prompt string of `runs` for the wanted output.
 
     A marker stands before a run only where the modality changes; where the last run is of the other modality than
-    the wanted output, that output's marker closes the prompt.
+    the wanted output, that output's marker closes the prompt. `after` is the modality of what the string will be
+    appended to. Raises ValueError for an unknown output.
     """
+    if output not in MODALITIES:
+        raise ValueError(f"output must be one of {', '.join(MODALITIES)}, got {output!r}")
     parts: list[str] = []
-    modality: str | None = None
+    modality: str | None = after
     for run in runs:
         if run.modality != modality:
             parts.append(_MARKERS[run.modality])
@@ -102,6 +113,15 @@ def parse_output(string: str, vocabulary: Vocabulary, output: Modality) -> list[
         for index, run in enumerate(runs)
         if index == 0 or not isinstance(run, SpeechRun) or run.units >= MIN_SPEECH_UNITS
     ]
+
+
+def modality_at_end(string: str, vocabulary: Vocabulary) -> Literal["text", "speech"] | None:
+    """What a prompt string is in at its end: its last marker counts as what it opens; None for an empty string."""
+    pieces = vocabulary.split(string)
+    if not pieces:
+        return None
+    speech = pieces[-1] == vocabulary.speech_marker
+    return "speech" if speech or (isinstance(pieces[-1], int) and vocabulary.speech_token(pieces[-1])) else "text"
 
 
 def ends_in(string: str, vocabulary: Vocabulary) -> Sequence[SpeechToken]:

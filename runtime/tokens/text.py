@@ -9,7 +9,7 @@ import sentencepiece
 
 from spiritrt.tokens.vocabulary import BOS, KINDS, SPEECH_MARKER, TEXT_MARKER, Vocabulary
 
-_EXPRESSIVE = re.compile(r"\[(Pi[0-9]{1,2}|St[0-9]{1,2})\]")
+_EXPRESSIVE = re.compile(r"\[(?:Pi(?:[0-9]|[1-5][0-9]|6[0-3])|St(?:[0-9]|[1-9][0-9]))\]")
 
 
 class Tokenizer:
@@ -42,9 +42,10 @@ class Tokenizer:
         """Ids of a prompt string; with `bos` they begin with 1.
 
         Exact spellings become tokens; `[Hu9999]` or `[Hux]` is text. Raises ValueError for pitch or style tokens that
-        this model does not have: `[Pi3]` in a prompt for Base is a mistake, not text.
+        this model does not have (`[Pi3]` in a prompt for Base is a mistake, not text), and for half surrogates.
         """
         ids = [BOS] if bos else []
+        string.encode()  # what has no UTF-8 is named here; SentencePiece would fail without saying where
         if not self.vocabulary.expressive and (found := _EXPRESSIVE.search(string)):
             raise ValueError(f"unknown token {found[0]}: this is a Base model, it has no pitch and style tokens")
         if self._embedded:
@@ -72,6 +73,10 @@ class Tokenizer:
             run = []
         return "".join([*parts, self._pieces.decode(run)])
 
+    def ids_with(self, character: str) -> list[int]:
+        """Text ids whose string holds `character`."""
+        return [i for i in range(self.vocabulary.text_size) if character in self._pieces.decode([i])]
+
     def decode_continuation(self, prompt: Sequence[int], new: Sequence[int]) -> str:
         """The string that `new` ids add to `prompt`, with the space that a word piece brings at its start."""
         before = self.decode(prompt)
@@ -84,8 +89,11 @@ class Tokenizer:
 def _added_tokens(config: Path) -> dict[str, int]:
     if not config.is_file():
         return {}
-    decoder = json.loads(config.read_text(encoding="utf-8")).get("added_tokens_decoder", {})
-    return {entry["content"]: int(token_id) for token_id, entry in decoder.items()}
+    try:
+        decoder = json.loads(config.read_text(encoding="utf-8")).get("added_tokens_decoder", {})
+        return {entry["content"]: int(token_id) for token_id, entry in decoder.items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{config}: its added_tokens_decoder cannot be read: {error!r}") from error
 
 
 def _vocabulary(added: dict[str, int], rows: int, folder: Path) -> Vocabulary:

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 
 from spiritrt.tokens.vocabulary import SpeechToken
 
-RATE_HZ = {"St": 1.0, "Pi": 12.5, "Hu": 24.99}  # in the order of ties; 24.99 is the public code's rate of HuBERT units
+CODES_A_SECOND = {
+    "St": 1.0,
+    "Pi": 12.5,
+    "Hu": 24.99,
+}  # in the order of ties; 24.99 is the public code's rate of HuBERT units
 STYLES_WHERE_NONE = (71, 68, 98)
 PITCH_FRAMES, STYLE_FRAMES = 2, 25  # HuBERT frames that one pitch or style frame covers
 
@@ -22,19 +26,34 @@ class Units:
     As `encode` gives them these are raw frames. As `expand` gives them every list has one entry a kept HuBERT unit.
     """
 
-    hubert: tuple[int, ...]
-    pitch: tuple[int, ...] | None = None
-    style: tuple[int, ...] | None = None
+    hubert: Sequence[int]
+    pitch: Sequence[int] | None = None
+    style: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("hubert", "pitch", "style"):
             codes = getattr(self, name)
             if codes is None:
                 continue
+            if isinstance(codes, str) or not isinstance(codes, Sequence):
+                raise ValueError(f"{name} must be a list of codes, got {codes!r}")
             bad = [c for c in codes if not isinstance(c, int) or isinstance(c, bool) or c < 0]
             if bad:
                 raise ValueError(f"{name} codes must be whole numbers from 0, got {bad[0]!r}")
             object.__setattr__(self, name, tuple(codes))
+
+    def repeat(self, lengths: Sequence[int], start: int = 0) -> "Units":
+        """Codes with one entry a frame, of codes with one entry a unit: unit i lasts `lengths[i]` frames.
+
+        Units beyond `lengths` and frames before `start` are left out.
+        """
+
+        def frames(codes: Sequence[int]) -> list[int]:
+            return [code for code, length in zip(codes, lengths, strict=False) for _ in range(length)][start:]
+
+        pitch = None if self.pitch is None else frames(self.pitch)
+        style = None if self.style is None else frames(self.style)
+        return Units(frames(self.hubert), pitch, style)
 
 
 class TokenMerger:
@@ -47,10 +66,10 @@ class TokenMerger:
     """
 
     def __init__(self, kinds: Sequence[str] = ("Hu",)) -> None:
-        unknown = set(kinds) - set(RATE_HZ)
+        unknown = set(kinds) - set(CODES_A_SECOND)
         if unknown or "Hu" not in kinds:
             raise ValueError(f"kinds must be Hu and any of Pi, St; got {tuple(kinds)}")
-        self.kinds = tuple(kind for kind in RATE_HZ if kind in kinds)
+        self.kinds = tuple(kind for kind in CODES_A_SECOND if kind in kinds)
         self.reset()
 
     def reset(self) -> None:
@@ -71,7 +90,7 @@ class TokenMerger:
                 raise ValueError(f"this merger has no {kind} stream, got {len(codes)} codes")
             for code in codes:
                 if kind == "St" or code != self._last[kind]:
-                    self._waiting[kind].append((self._frames[kind] / RATE_HZ[kind], SpeechToken(kind, code)))
+                    self._waiting[kind].append((self._frames[kind] / CODES_A_SECOND[kind], SpeechToken(kind, code)))
                 self._last[kind] = code
                 self._frames[kind] += 1
         return self._take(final=False)
@@ -92,7 +111,7 @@ class TokenMerger:
                 if queue:
                     heads.append((queue[0][0], order, kind))
                 elif not final:
-                    heads.append((self._frames[kind] / RATE_HZ[kind], order, kind))
+                    heads.append((self._frames[kind] / CODES_A_SECOND[kind], order, kind))
             if not heads:
                 return tokens
             kind = min(heads)[2]

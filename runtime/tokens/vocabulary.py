@@ -17,7 +17,7 @@ MODALITIES: tuple[Modality, ...] = ("text", "speech", "arbitrary")
 TEXT_MARKER, SPEECH_MARKER = "[Text]", "[Speech]"
 BOS, EOS = 1, 2
 KINDS = ("Hu", "Pi", "St")
-_SPELLING = re.compile(r"\[(Text|Speech|(?:Hu|Pi|St)(?:0|[1-9][0-9]*))\]")
+_SPELLING = re.compile(r"\[(Text|Speech|(?:Hu|Pi|St)(?:0|[1-9][0-9]{0,8}))\]")
 
 
 class SpeechToken(NamedTuple):
