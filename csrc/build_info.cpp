@@ -1,6 +1,7 @@
-// What the extension was built with, so that `spiritrt doctor` can tell a stale or mismatched build from a good one.
-#include <pybind11/pybind11.h>
+// The module, and what it was built with, so that `spiritrt doctor` can tell a stale or mismatched build from a good one.
 #include <torch/version.h>
+
+#include "bindings.h"
 
 namespace py = pybind11;
 
@@ -26,4 +27,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native parts of spiritrt.";
   m.def("build_info", &build_info, "Versions and flags this extension was compiled with.");
+  spiritrt::bind_errors(m);
+  spiritrt::bind_vocoder_stream(m);
+  spiritrt::bind_hubert_stream(m);
 }
