@@ -1,0 +1,1 @@
+"""Full duplex: sound is heard, understood, answered and interrupted while it happens."""
