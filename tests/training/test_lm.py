@@ -1,0 +1,245 @@
+"""The language model's data and trainer, on a made-up corpus of eight utterances and a Llama of two thin layers."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spiritrt.models.checkpoints import find
+from spiritrt.models.llama import Llama, LlamaConfig
+from spiritrt.tokens.text import Tokenizer
+from spiritrt.training import tokenizer
+from spiritrt.training.corpora.pronounce import find_lexicons, phonemise, split_phones
+from spiritrt.training.interleave import BOS, EOS, deduplicate, speech_of, text_of
+from spiritrt.training.lm import Plan, Trainer, loss_of, run
+from spiritrt.training.lm_data import BatchStream, Documents, Mix, group_by_length, load_documents, make_batch
+from spiritrt.training.muon import Muon, orthogonalise
+from spiritrt.training.unit_synthesis import Noise, UnitBank, align, edit_distance, medoid, read_units, spoken_line
+
+pytestmark = pytest.mark.skipif(
+    find_lexicons() is None, reason="no pronouncing lexicon: pip install --no-deps misaki==0.9.4"
+)
+TEXTS = (
+    ("d0u", "user", "What day is right after Monday?"), ("d0a", "assistant", "That would be Tuesday, of course."),
+    ("d1u", "user", "Which color is the big zebra, Joyce?"), ("d1a", "assistant", "A zebra is black and white, child."),
+    ("s0", "single", "Vague voices thought through just one garage, how cool."),
+    ("s1", "single", "Put your foot on the yellow book and measure it."),
+    ("s2", "single", "Her kitten sings, she chose the hot jar, otter and captain."),
+    ("t0", "single", "The cow likes my boy, they go now."),
+)  # fmt: skip
+TINY = Plan(width=32, layers=2, heads=2, inner=48, batch_tokens=512, warmup_steps=2, steps=6)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A units file with an inventory of 500 units, its tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("nano")
+    phones = sorted("AIOWYæɑɐəɛɜɪᵻiɔʊuʌᵊptkbdɡɾʔfvθðszʃʒhʧʤmnŋlɹwj")
+    inventory = ["SIL"] * 6 + [phone for at in range(494) for phone in [phones[at * len(phones) // 494]]]
+    by_phone: dict[str, list[int]] = {}
+    for unit, phone in enumerate(inventory):
+        by_phone.setdefault(phone, []).append(unit)
+    rng = random.Random(0)
+    lines = []
+    for utterance, role, text in TEXTS:
+        units, phones_s, words, at = [0, 1], [], [], 0.08
+        for token, said in phonemise(text):
+            if not said:
+                phones_s.append([token, at, at])
+                continue
+            if words:
+                phones_s.append([" ", at, at])
+            begin = at
+            for phone in split_phones(said):
+                units += [rng.choice(by_phone[phone.lstrip("ˈˌ")])] * 2
+                phones_s.append([phone, at, at + 0.08])
+                at += 0.08
+            words.append({"word": token, "start_s": begin, "end_s": at})
+        lines.append({
+            "id": utterance, "text": text, "speaker": "af_heart" if role == "assistant" else "bm_lewis",
+            "split": "test" if utterance == "t0" else "train", "role": role,
+            "dialogue": utterance[:2] if role != "single" else None, "units": [*units, 2], "words": words,
+            "phones": phones_s,
+        })  # fmt: skip
+    (folder / "units.jsonl").write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
+    (folder / "inventory.json").write_text(json.dumps(inventory), "utf-8")
+    tokenizer.train(tokenizer.training_lines(folder / "units.jsonl", 3000, 500, 0), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def documents(corpus) -> Documents:
+    return load_documents(corpus / "units.jsonl", tokenizer.NanoTokenizer(corpus), Mix(context=256), seed=3)
+
+
+def test_alignment_gives_every_frame_of_a_word_to_it(corpus):
+    inventory = json.loads((corpus / "inventory.json").read_text("utf-8"))
+    for entry in read_units(corpus / "units.jsonl"):
+        alignment = align(entry["units"], entry["phones"], inventory)
+        spoken = spoken_line(entry, alignment)
+        assert text_of(spoken.words) == entry["text"]
+        assert [u for word in spoken.words for u in word.units] == entry["units"]
+        for (start, end), word in zip(alignment.words, entry["words"], strict=True):
+            # half a frame off at most: the made-up phones last two frames each
+            assert (start, end) == (round(word["start_s"] / 0.04), round(word["end_s"] / 0.04))
+
+
+def test_new_text_is_spoken_in_units_of_its_phones(documents):
+    bank = documents.bank
+    for assistant in (True, False):
+        words = bank.speak("Is Tuesday the right color, child?", random.Random(1), assistant)
+        assert text_of(words) == "Is Tuesday the right color, child?"
+        said = [bank.inventory[unit] for unit in speech_of(words)]
+        wanted = [p.lstrip("ˈˌ") for _, phones in phonemise(text_of(words)) for p in split_phones(phones)]
+        assert list(deduplicate_words(said)) == list(deduplicate_words(wanted))
+    first = bank.speak("The yellow zebra.", random.Random(1), assistant=True)
+    assert speech_of(first) == speech_of(bank.speak("The yellow zebra.", random.Random(1), assistant=True))
+
+
+def deduplicate_words(phones: list[str]) -> tuple[str, ...]:
+    kept: list[str] = []
+    for phone in phones:
+        if phone != "SIL" and (not kept or kept[-1] != phone):
+            kept.append(phone)
+    return tuple(kept)
+
+
+def test_noise_changes_units_but_keeps_phones_where_it_should(documents):
+    units = tuple(range(6, 200))
+    same = documents.bank.disturb(units, Noise(1.0, 0, 0, 0), random.Random(0))
+    inventory = documents.bank.inventory
+    assert same != units
+    assert deduplicate_words([inventory[u] for u in same]) == deduplicate_words([inventory[u] for u in units])
+    assert documents.bank.disturb(units, Noise(0, 0, 0, 0), random.Random(0)) == units
+    assert documents.bank.disturb((7,), Noise(0, 0, 1.0, 0), random.Random(0)) == (7,)
+    with pytest.raises(ValueError, match="at most 1"):
+        Noise(0.9, 0.9)
+
+
+def test_held_out_lines_never_enter(corpus, documents):
+    assert {line.id for line in documents.bank.lines} == {utterance for utterance, _, _ in TEXTS} - {"t0"}
+    assert "The cow likes my boy, they go now." in documents.held_out
+    reader = Tokenizer(corpus, tokenizer.ROWS)
+    for index in range(150):
+        assert "cow likes my boy" not in reader.decode(documents.document(0, index)[0])
+
+
+def test_documents_are_reproducible_bounded_and_read_by_the_runtime(corpus, documents):
+    reader = Tokenizer(corpus, tokenizer.ROWS)
+    again = load_documents(corpus / "units.jsonl", tokenizer.NanoTokenizer(corpus), Mix(context=256), seed=3)
+    kinds = set()
+    for index in range(60):
+        ids, weights = documents.document(1, index)
+        assert (ids, weights) == again.document(1, index)
+        assert len(ids) == len(weights) <= 256 and ids[0] == BOS
+        turns = [at for at, token in enumerate(ids) if token == EOS]
+        first = ids[1 : turns[0]] if turns else ids[1:]
+        string = reader.decode(first)
+        assert reader.encode(string) == [BOS, *first]
+        kinds.add((string.startswith("[Speech]"), "<START Transcript>" in string, " A: " in string))
+    assert len(kinds) >= 4
+    assert documents.document(1, 0) != documents.document(2, 0)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=80), st.integers(300, 2000), st.integers(0, 1000))
+def test_groups_hold_every_document_once_and_fit(lengths, tokens, seed):
+    groups = group_by_length(lengths, tokens, random.Random(seed))
+    assert sorted(position for group in groups for position in group) == list(range(len(lengths)))
+    assert all(len(group) * max(lengths[position] for position in group) <= tokens for group in groups)
+
+
+def test_a_row_holds_one_document_and_padding_weighs_nothing():
+    batch = make_batch([([1, 5, 6], [0.0, 1.0, 0.5]), ([1, 7], [0.0, 1.0])])
+    assert batch.ids.tolist() == [[1, 5, 6], [1, 7, EOS]]
+    assert batch.weights.tolist() == [[0.0, 1.0, 0.5], [0.0, 1.0, 0.0]]
+
+
+def test_padding_does_not_change_the_loss():
+    torch.manual_seed(0)
+    model = Llama(LlamaConfig(64, 16, 24, 1, 2, 2, 8, 64))
+    document = ([1, 5, 6, 9], [0.0, 1.0, 0.5, 1.0])
+    longer = ([1, 7, 8, 9, 10, 11], [0.0] * 6)
+    alone, padded = loss_of(model, make_batch([document])), loss_of(model, make_batch([document, longer]))
+    torch.testing.assert_close(alone, padded)
+
+
+def test_training_lowers_the_loss_and_exports_what_the_runtime_loads(corpus, documents, tmp_path):
+    torch.set_num_threads(1)
+    plan = Plan(
+        width=32,
+        layers=2,
+        heads=2,
+        inner=48,
+        batch_tokens=512,
+        steps=40,
+        warmup_steps=2,
+        matrix_rate=1e-2,
+        other_rate=1e-2,
+    )
+    trainer = Trainer(plan, stream_of(documents))
+    batch = make_batch([documents.document(99, index) for index in range(8)])
+    before = loss_of(trainer.model, batch).item()
+    run(trainer, tmp_path, tmp_path / "family", export_minutes=100)
+    after = loss_of(trainer.model, batch).item()
+    assert after < before - 0.5
+    part = find(tmp_path / "family").part("lm")
+    model = Llama(LlamaConfig.from_official(part.config))
+    model.load_state_dict({name: tensor.float() for name, tensor in part.load().items()}, strict=True)
+    assert loss_of(model, batch).item() == pytest.approx(after, abs=0.05)
+
+
+def stream_of(documents: Documents) -> BatchStream:
+    return BatchStream(documents, 512, window=32)
+
+
+def test_a_resumed_run_repeats_an_unbroken_one(documents, tmp_path):
+    torch.set_num_threads(1)
+    whole = Trainer(TINY, stream_of(documents))
+    losses = [whole.step() for _ in range(6)]
+    first = Trainer(TINY, stream_of(documents))
+    begun = [first.step() for _ in range(4)]
+    first.save(tmp_path / "lm.pt")
+    second = Trainer(TINY, stream_of(documents))
+    second.load(tmp_path / "lm.pt")
+    assert begun + [second.step() for _ in range(2)] == losses
+    assert second.tokens == whole.tokens
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, second.model.state_dict()[name]), name
+    other = Trainer(Plan(width=48, layers=2, heads=2, inner=48, steps=6), stream_of(documents))
+    with pytest.raises(ValueError, match="width 32, not 48"):
+        other.load(tmp_path / "lm.pt")
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (1, 6, 17), (3, 17, 6), (1, 1, 5)])
+def test_orthogonalise_moves_singular_values_to_one(shape):
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape), steps=12))
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_muon_refuses_vectors():
+    with pytest.raises(ValueError, match=r"\(3,\)"):
+        Muon([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
+
+
+def test_edit_distance_and_medoid():
+    assert edit_distance((1, 2, 3), (1, 3, 4)) == 2
+    assert edit_distance((), (1, 2)) == 2
+    assert medoid([(1, 2, 3), (1, 2, 3), (1, 9, 3), (7, 8, 9)]) == (1, 2, 3)
+
+
+def test_bad_plans_are_refused(corpus, documents):
+    with pytest.raises(ValueError, match="heads"):
+        Plan(width=30, heads=4)
+    with pytest.raises(ValueError, match="poem"):
+        Mix(shares={"poem": 1.0})
+    with pytest.raises(ValueError, match="100"):
+        BatchStream(documents, 100)
+    (corpus / "broken.jsonl").write_text('{"id": "x", "units": [], "phones": []}\n', "utf-8")
+    with pytest.raises(ValueError, match="line 1"):
+        UnitBank(read_units(corpus / "broken.jsonl"), [])
+    assert deduplicate([]) == ()

@@ -1,0 +1,161 @@
+"""Vocoder training: aligned crops, losses, durations, exact resume, export."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spiritrt.models.checkpoints import find
+from spiritrt.models.vocoder import vocode_frames, vocode_units, vocoder_from_official
+from spiritrt.training.checkpoint import count_parameters, load_checkpoint, save_checkpoint
+from spiritrt.training.corpora.manifest import AudioStore, Clip
+from spiritrt.training.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
+from spiritrt.training.losses import SpectralLoss, mel_filters
+from spiritrt.training.vocoder import (
+    SPEAKERS,
+    VocoderData,
+    VocoderTrainer,
+    VocoderTraining,
+    build_vocoder,
+    duration_error,
+    export,
+    fit_durations,
+    folded,
+    run_lengths,
+)
+
+INVENTORY = [str(n // 10) for n in range(500)]
+SMALL = VocoderTraining(duration_steps=20, steps=20, gan_from=1000, batch=1, frames=8, gan_frames=4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def toy(folder: Path, training: VocoderTraining = SMALL) -> VocoderData:
+    """One clip a voice; the sample value in each frame is its unit / 1000."""
+    rng = np.random.default_rng(2)
+    clips, targets = [], {}
+    for speaker in SPEAKERS:
+        units = rng.integers(0, 500, 20)
+        samples = np.repeat(units / 1000, 640).astype(np.float32)
+        clips.append((Clip(speaker, 0, 0, speaker, "neutral", "train"), np.append(samples, np.zeros(80, np.float32))))
+        targets[speaker] = units
+    AudioStore.write(folder, clips)
+    return VocoderData(AudioStore(folder), targets, [], INVENTORY, training)
+
+
+def test_crops_of_units_and_sound_are_aligned(tmp_path):
+    data = toy(tmp_path, VocoderTraining(batch=6, frames=7, gan_frames=4, swap_units=0.0))
+    units, speakers, sound = data.batch(0)
+    assert units.shape == (6, 7) and sound.shape == (6, 7 * 640) and speakers.max() < len(SPEAKERS)
+    np.testing.assert_allclose(sound.view(6, 7, 640).mean(-1), units / 1000, atol=1e-4)
+
+
+def test_units_of_the_encoder_replace_targets_by_share(tmp_path):
+    training = VocoderTraining(batch=6, frames=7, gan_frames=4, swap_units=0.0, encoder_share=1.0)
+    data = toy(tmp_path, training)
+    heard = {name: 499 - units for name, units in data.targets.items()}
+    units, _, sound = VocoderData(data.store, data.targets, [heard], INVENTORY, training).batch(0)
+    assert torch.equal(499 - units, (sound.view(6, 7, 640).mean(-1) * 1000).round().long())
+
+
+def test_swapped_units_stay_in_their_phone(tmp_path):
+    data = toy(tmp_path, VocoderTraining(batch=6, frames=7, gan_frames=4, swap_units=1.0))
+    units, _, sound = data.batch(0)
+    real = (sound.view(6, 7, 640).mean(-1) * 1000).round().long()
+    assert torch.equal(units // 10, real // 10) and not torch.equal(units, real)
+
+
+def test_a_voice_without_data_is_an_error(tmp_path):
+    toy(tmp_path)
+    with pytest.raises(ValueError, match="no training utterances"):
+        VocoderData(AudioStore(tmp_path), {}, [], INVENTORY, SMALL)
+
+
+def test_spectral_loss_is_zero_on_itself_and_grows_with_distance():
+    loss = SpectralLoss()
+    n = torch.arange(6400)
+    a, b, c = (torch.sin(n * w)[None] * 0.3 for w in (0.2, 0.21, 0.8))
+    assert loss(a, a) == 0
+    assert 0 < loss(b, a) < loss(c, a)
+
+
+def test_mel_filters_cover_the_band():
+    filters = mel_filters(24, 512, 16000)
+    assert filters.shape == (24, 257) and filters.min() == 0
+    assert (filters.sum(0)[5:-5] > 0).all()
+    with pytest.raises(ValueError, match="bins"):
+        mel_filters(0, 512, 16000)
+
+
+@pytest.mark.parametrize("samples", [2560, 7680, 7681])
+def test_discriminators_tell_made_from_real_after_a_few_steps(samples):
+    torch.manual_seed(0)
+    judges = Discriminators()
+    optimizer = torch.optim.AdamW(judges.parameters(), lr=2e-3)
+    real, made = torch.sin(torch.arange(samples) * 0.1)[None] * 0.5, torch.randn(1, samples) * 0.3
+    first = None
+    for _ in range(8):
+        loss = discriminator_loss(judges(made), judges(real))
+        first = first if first is not None else float(loss.detach())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.9 * first
+    assert adversarial_loss(judges(made)) > 0 and feature_loss(judges(real), judges(real)) == 0
+
+
+def test_run_lengths():
+    units, frames = run_lengths(np.array([5, 5, 9, 9, 9, 4]))
+    assert units.tolist() == [5, 9, 4] and frames.tolist() == [2, 3, 1]
+    assert len(run_lengths(np.array([], np.int64))[0]) == 0
+
+
+def test_durations_are_learnt():
+    torch.manual_seed(0)
+    vocoder = folded(build_vocoder(), None)
+    rng = np.random.default_rng(0)
+    # unit u lasts 1 + u % 4 frames
+    lines = [np.concatenate([np.full(1 + u % 4, u) for u in rng.permutation(12)]) for _ in range(8)]
+    fit_durations(vocoder, lines, seed=1, steps=200, batch=4)
+    figures = duration_error(vocoder, lines)
+    assert figures["duration_error_frames"] < 0.35 and figures["length_ratio"] == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("gan_from", [0, 1000])
+def test_a_few_steps_learn_and_a_resumed_run_repeats(tmp_path, gan_from):
+    training = VocoderTraining(steps=50, gan_from=gan_from, batch=1, frames=8, gan_frames=4)
+    data = toy(tmp_path, training)
+    trainer = VocoderTrainer(data, training)
+    losses = [trainer.step()["spectral"] for _ in range(8)]
+    assert min(losses[-3:]) < losses[0]
+    save_checkpoint(tmp_path / "v.ckpt", trainer.state())
+    following = [trainer.step() for _ in range(2)]
+    resumed = VocoderTrainer(data, training)
+    state = load_checkpoint(tmp_path / "v.ckpt")
+    assert state is not None
+    resumed.resume(state)
+    assert [resumed.step() for _ in range(2)] == following
+
+
+def test_folding_keeps_the_sound_and_the_export_loads(tmp_path):
+    data = toy(tmp_path)
+    trainer = VocoderTrainer(data, SMALL)
+    trainer.step()
+    units = torch.arange(10)
+    plain = folded(trainer.vocoder, None)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(units[None]), trainer.vocoder.eval()(units[None]), atol=1e-5, rtol=1e-4)
+    lines = [data.targets[s] for s in SPEAKERS]
+    export(trainer, tmp_path / "family", lines, lines)
+    part = find(tmp_path / "family").part("vocoder")
+    vocoder = vocoder_from_official(part.config, part.load())
+    assert part.config["speakers"] == list(SPEAKERS) and count_parameters([vocoder]) <= 4e6
+    assert vocode_frames(vocoder, units, speaker=3).shape == (6400,)
+    assert len(vocode_units(vocoder, units)) == int(vocoder.durations(units[None]).sum()) * 640

@@ -1,0 +1,154 @@
+"""The manifest format: JSON lines of utterances with exact word and phone times, and the audio they point into.
+
+A corpus is a folder with `manifest.jsonl` and packed audio files; an utterance is a cut (`offset_s`, `duration_s`) of
+one file. `AudioStore` holds a whole corpus as one memory-mapped int16 array, so that random crops cost nothing.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+RATE_HZ = 16000
+SPLITS = ("train", "test", "test_voice")
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A spoken word and its time in seconds from the start of the utterance."""
+
+    word: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One line of a manifest; times of `words` and `phones` are seconds from the start of the utterance."""
+
+    id: str
+    text: str
+    speaker: str
+    style: str
+    role: str
+    dialogue: str | None
+    split: str
+    file: str
+    offset_s: float
+    duration_s: float
+    words: tuple[Word, ...]
+    phones: tuple[tuple[str, float, float], ...]
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"utterance {self.id}: split must be one of {SPLITS}, got {self.split!r}")
+        if self.duration_s <= 0 or self.offset_s < 0:
+            raise ValueError(f"utterance {self.id}: bad cut, offset_s {self.offset_s}, duration_s {self.duration_s}")
+
+
+def read_manifest(corpus: Path) -> list[Utterance]:
+    """Read `corpus/manifest.jsonl`.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where the folder holds no manifest.
+    ValueError
+        Where a line lacks a field or holds a bad value; the message names the line.
+    """
+    path = corpus / "manifest.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"no manifest at {path}: give --corpus a folder that holds manifest.jsonl")
+    utterances = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                item = json.loads(line)
+                words = tuple(Word(w["word"], float(w["start_s"]), float(w["end_s"])) for w in item["words"])
+                phones = tuple((str(p), float(start), float(end)) for p, start, end in item["phones"])
+                utterance = Utterance(
+                    id=item["id"], text=item["text"], speaker=item["speaker"], style=item["style"], role=item["role"],
+                    dialogue=item["dialogue"], split=item["split"], file=item["file"], offset_s=float(item["offset_s"]),
+                    duration_s=float(item["duration_s"]), words=words, phones=phones,
+                )  # fmt: skip
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {number}: {type(error).__name__}: {error}") from error
+            utterances.append(utterance)
+    if not utterances:
+        raise ValueError(f"{path} is empty")
+    return utterances
+
+
+def read_audio(path: Path) -> NDArray[np.float32]:
+    """Read a sound file as mono float32 at 16 kHz; raw G.722 (`.g722`) is decoded where PyAV is installed."""
+    if path.suffix == ".g722":
+        import av
+
+        with av.open(str(path), format="g722") as container:
+            frames = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
+        joined = np.concatenate(frames).astype(np.float32) if frames else np.zeros(0, np.float32)
+        return joined / np.float32(32768)
+    if path.suffix == ".raw":
+        return (np.fromfile(path, np.int16) / 32768).astype(np.float32)
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    mono = samples.mean(axis=1).astype(np.float32)
+    return mono if rate == RATE_HZ else soxr.resample(mono, rate, RATE_HZ).astype(np.float32)
+
+
+def cut_utterances(corpus: Path, utterances: Iterable[Utterance]) -> Iterator[tuple[Utterance, NDArray[np.float32]]]:
+    """Yield each utterance with its samples [N] (16 kHz), reading every packed file once."""
+    by_file: dict[str, list[Utterance]] = {}
+    for utterance in utterances:
+        by_file.setdefault(utterance.file, []).append(utterance)
+    for file, members in by_file.items():
+        samples = read_audio(corpus / file)
+        for utterance in members:
+            first = round(utterance.offset_s * RATE_HZ)
+            last = first + round(utterance.duration_s * RATE_HZ)
+            if last > len(samples) + RATE_HZ // 100:
+                raise ValueError(f"utterance {utterance.id} ends at sample {last}, {file} has only {len(samples)}")
+            yield utterance, samples[first:last]
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Where an utterance lies in an `AudioStore`: first sample and length, with its speaker, style and split."""
+
+    id: str
+    start: int
+    length: int
+    speaker: str
+    style: str
+    split: str
+
+
+class AudioStore:
+    """All samples of a corpus as one memory-mapped int16 array (`audio.npy`) with an index (`audio.json`)."""
+
+    def __init__(self, folder: Path) -> None:
+        index = folder / "audio.json"
+        if not index.is_file():
+            raise FileNotFoundError(f"no audio store at {folder}: run `python -m spiritrt.training.units` first")
+        self.samples = np.load(folder / "audio.npy", mmap_mode="r")
+        self.clips = {item["id"]: Clip(**item) for item in json.loads(index.read_text(encoding="utf-8"))}
+
+    def read(self, clip: Clip, first: int = 0, length: int | None = None) -> NDArray[np.float32]:
+        """Samples [length] of a clip from `first` on, as float32 in [-1, 1)."""
+        stop = clip.length if length is None else min(first + length, clip.length)
+        return (self.samples[clip.start + first : clip.start + stop] / 32768).astype(np.float32)
+
+    @staticmethod
+    def write(folder: Path, items: Iterable[tuple[Utterance | Clip, NDArray[np.float32]]]) -> None:
+        """Store (utterance, samples) pairs; `start` and `length` of a given Clip are ignored."""
+        pieces, clips, position = [], [], 0
+        for item, samples in items:
+            pieces.append(np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16))
+            clips.append(Clip(item.id, position, len(samples), item.speaker, item.style, item.split))
+            position += len(samples)
+        np.save(folder / "audio.npy", np.concatenate(pieces))
+        (folder / "audio.json").write_text(json.dumps([asdict(clip) for clip in clips]), encoding="utf-8")

@@ -1,0 +1,320 @@
+"""Training documents of the nano language model: what they are made of, in which shares, and how they are batched.
+
+A document is a pure function of (seed, epoch, index). Its lines are real utterances of the corpus or text of the
+grammar spoken by `UnitBank`; lines of held-out utterances are never used. Kinds of document:
+
+    dialogue      [Speech]{user units}[Text]{user words} A: {reply words}[Speech]{reply units}</s>, one to three turns
+    typed         [Text]{user words} A: {reply words}[Speech]{reply units}</s>
+    asr           [Speech]{units}[Text]<START Transcript>{words}<END>, one to four of them
+    tts           [Text]{words}[Speech]{units}, one to three; or with the word 'stop' at the end of each
+    interleaved   words now as text, now as speech, spans redrawn every time
+    text, speech  one modality alone
+
+Batches hold one document a row, rows of about the same length together: nothing can leak from document to document, and
+every document begins at position 0, as at inference.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spiritrt.training.corpora.text import exchange, sentence
+from spiritrt.training.interleave import (
+    Segment,
+    SpanPlan,
+    SpokenWord,
+    TextEncoder,
+    draw_spans,
+    encode,
+    interleave,
+    rng_of,
+    speech_of,
+    text_of,
+)
+from spiritrt.training.unit_synthesis import Noise, Spoken, UnitBank, read_units
+
+HELD_OUT = ("test", "test_voice")
+STOP = " 'stop'"
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Shares of the document kinds, of real speech, and the loss weights; `context` bounds a document's tokens.
+
+    `fragments` of the asr and tts documents are made of one to four words at a time: they teach which units are which
+    words long before whole lines can be read. `unspoken_replies` of the dialogues stop at the last reply's [Speech]
+    marker: understanding is harder to learn than speaking, and takes half the tokens that way. The user's exact units
+    are not worth predicting: `user_unit_weight`.
+    """
+
+    shares: dict[str, float] = field(
+        default_factory=lambda: {
+            "dialogue": 0.42, "typed": 0.09, "asr": 0.2, "tts": 0.1, "interleaved": 0.06, "text": 0.12, "speech": 0.01,
+        }
+    )  # fmt: skip
+    real_dialogues: float = 0.15
+    real_lines: float = 0.3
+    lower_case: float = 0.15
+    fragments: float = 0.4
+    unspoken_replies: float = 0.6
+    user_unit_weight: float = 0.0
+    context: int = 512
+    spans: SpanPlan = field(default_factory=lambda: SpanPlan(text_words=(3, 10), speech_words=(3, 8)))
+    noise: Noise = field(default_factory=Noise)
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.shares) - set(KINDS):
+            raise ValueError(f"unknown document kinds {sorted(unknown)}: choose from {', '.join(KINDS)}")
+        if self.context < 16:
+            raise ValueError(f"context must be at least 16 tokens, got {self.context}")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of text and its speech, word by word."""
+
+    text: str
+    words: tuple[SpokenWord, ...]
+
+
+class Documents:
+    """The endless set of training documents; `document(epoch, index)` gives ids and loss weights."""
+
+    def __init__(self, bank: UnitBank, encoder: TextEncoder, mix: Mix, seed: int, held_out: frozenset[str]) -> None:
+        self.bank, self.encoder, self.mix, self.seed, self.held_out = bank, encoder, mix, seed, held_out
+        by_dialogue: dict[str, dict[str, Spoken]] = {}
+        for line in (*bank.lines, *bank.assistant_lines):
+            if line.dialogue is not None:
+                by_dialogue.setdefault(line.dialogue, {})[line.role] = line
+        self.pairs = [(pair["user"], pair["assistant"]) for pair in by_dialogue.values() if len(pair) == 2]
+        self.kinds, self.weights = list(mix.shares), list(mix.shares.values())
+
+    def document(self, epoch: int, index: int) -> tuple[list[int], list[float]]:
+        """Ids and loss weights of one document, at most `context` long."""
+        rng = rng_of(self.seed, epoch, index)
+        kind = rng.choices(self.kinds, self.weights)[0]
+        segments = KINDS[kind](self, rng)
+        ids, weights = encode(segments, self.encoder)
+        if kind == "dialogue" and rng.random() < self.mix.unspoken_replies:
+            end = len(ids) - ids[::-1].index(self.encoder.speech_marker)
+            ids, weights = ids[:end], weights[:end]
+        if len(ids) > self.mix.context and (turns := [at for at, s in enumerate(segments) if s.ends_turn])[:-1]:
+            ids, weights = encode(segments[: turns[0] + 1], self.encoder)
+        return ids[: self.mix.context], weights[: self.mix.context]
+
+    def _pair(self, rng: random.Random) -> tuple[Line, Line]:
+        """A user's line and the reply to it."""
+        if self.pairs and rng.random() < self.mix.real_dialogues:
+            user, reply = rng.choice(self.pairs)
+            return Line(user.text, user.words), Line(reply.text, reply.words)
+        while True:
+            pair = exchange(self.seed, rng.getrandbits(48))
+            if pair.user not in self.held_out:
+                break
+        user_words = self.bank.speak(pair.user, rng, assistant=False)
+        return Line(pair.user, user_words), Line(pair.assistant, self.bank.speak(pair.assistant, rng, assistant=True))
+
+    def _line(self, rng: random.Random, assistant: bool, fragment: bool = False) -> Line:
+        """A single line in the user's or the assistant's manner of speech, or a few neighbouring words of one."""
+        line = self._whole_line(rng, assistant)
+        if not fragment:
+            return line
+        start = rng.randrange(len(line.words))
+        words = line.words[start : start + rng.randint(1, 4)]
+        return Line(text_of(words), words)
+
+    def _whole_line(self, rng: random.Random, assistant: bool) -> Line:
+        draw = rng.random()
+        real = self.bank.assistant_lines if assistant else self.bank.lines
+        if real and draw < self.mix.real_lines:
+            line = rng.choice(real)
+            return Line(line.text, line.words)
+        while True:
+            if draw < self.mix.real_lines + 0.2:
+                text = sentence(self.seed, rng.getrandbits(48))
+            else:
+                pair = exchange(self.seed, rng.getrandbits(48))
+                text = rng.choice((pair.user, pair.assistant))
+            if text not in self.held_out:
+                return Line(text, self.bank.speak(text, rng, assistant))
+
+    def _heard(self, line: Line, rng: random.Random) -> tuple[int, ...]:
+        """Units of a line as an encoder would give them: half of the lines are disturbed."""
+        units = speech_of(line.words)
+        return self.bank.disturb(units, self.mix.noise, rng) if rng.random() < 0.5 else units
+
+    def _typed_text(self, text: str, rng: random.Random) -> str:
+        if rng.random() < self.mix.lower_case:
+            return text.lower().rstrip(".?!")
+        return text
+
+    def _dialogue(self, rng: random.Random) -> list[Segment]:
+        segments = []
+        for _ in range(rng.choices((1, 2, 3), (0.7, 0.2, 0.1))[0]):
+            user, reply = self._pair(rng)
+            weight = self.mix.user_unit_weight
+            segments += [
+                Segment("speech", units=self._heard(user, rng), weight=weight, marker_weight=weight),
+                Segment("text", text=f"{user.text} A: {reply.text}"),
+                Segment("speech", units=speech_of(reply.words), ends_turn=True),
+            ]
+        return segments
+
+    def _typed(self, rng: random.Random) -> list[Segment]:
+        user, reply = self._pair(rng)
+        return [
+            Segment("text", text=f"{self._typed_text(user.text, rng)} A: {reply.text}"),
+            Segment("speech", units=speech_of(reply.words), ends_turn=True),
+        ]
+
+    def _asr(self, rng: random.Random) -> list[Segment]:
+        segments = []
+        fragments = rng.random() < self.mix.fragments
+        for _ in range(rng.randint(2, 6) if fragments else rng.choices((1, 2, 3, 4), (0.6, 0.2, 0.1, 0.1))[0]):
+            line = self._line(rng, assistant=False, fragment=fragments)
+            weight = self.mix.user_unit_weight
+            segments += [
+                Segment("speech", units=self._heard(line, rng), weight=weight, marker_weight=weight),
+                Segment("text", text=f"<START Transcript>{line.text}<END>"),
+            ]
+        return [*segments[:-1], Segment("text", text=segments[-1].text, ends_turn=True)]
+
+    def _tts(self, rng: random.Random) -> list[Segment]:
+        segments = []
+        stop, fragments = rng.random() < 0.2, rng.random() < self.mix.fragments
+        for _ in range(rng.randint(2, 6) if fragments else rng.choices((1, 2, 3), (0.7, 0.2, 0.1))[0]):
+            line = self._line(rng, assistant=True, fragment=fragments)
+            units = speech_of(line.words)
+            if stop:
+                units = speech_of((*line.words, *self.bank.speak("stop", rng, assistant=True)))
+            text = self._typed_text(line.text, rng)
+            segments += [Segment("text", text=text + STOP * stop), Segment("speech", units=units)]
+        return [*segments[:-1], Segment("speech", units=segments[-1].units, ends_turn=True)]
+
+    def _interleaved(self, rng: random.Random) -> list[Segment]:
+        words: tuple[SpokenWord, ...] = ()
+        for _ in range(rng.randint(1, 3)):
+            words += self._line(rng, assistant=True).words
+        segments = interleave(words, draw_spans(len(words), self.mix.spans, rng))
+        last = segments[-1]
+        return [*segments[:-1], Segment(last.modality, last.text, last.units, ends_turn=True)]
+
+    def _text(self, rng: random.Random) -> list[Segment]:
+        pair = exchange(self.seed, rng.getrandbits(48))
+        if pair.user in self.held_out:
+            return self._text(rng)
+        if rng.random() < 0.7:
+            return [Segment("text", text=f"{self._typed_text(pair.user, rng)} A: {pair.assistant}", ends_turn=True)]
+        return [Segment("text", text=sentence(self.seed, rng.getrandbits(48)), ends_turn=True)]
+
+    def _speech(self, rng: random.Random) -> list[Segment]:
+        return [Segment("speech", units=speech_of(self._line(rng, assistant=True).words), ends_turn=True)]
+
+
+KINDS = {
+    "dialogue": Documents._dialogue,
+    "typed": Documents._typed,
+    "asr": Documents._asr,
+    "tts": Documents._tts,
+    "interleaved": Documents._interleaved,
+    "text": Documents._text,
+    "speech": Documents._speech,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """`ids` [B, T] with EOS-padded ends, and the loss `weights` [B, T] of predicting each id (0 at the padding)."""
+
+    ids: Tensor
+    weights: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Ids with a loss weight or before one: what was read, without the padding."""
+        return int(self.weights.ne(0).sum())
+
+
+def group_by_length(lengths: Sequence[int], tokens: int, rng: random.Random) -> list[list[int]]:
+    """Positions of documents grouped so that a padded group has at most `tokens` tokens; every position once.
+
+    Groups hold documents of neighbouring lengths and come in random order. A document longer than `tokens` is alone.
+    """
+    groups: list[list[int]] = []
+    for position in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if groups and (len(groups[-1]) + 1) * lengths[position] <= tokens:
+            groups[-1].append(position)
+        else:
+            groups.append([position])
+    rng.shuffle(groups)
+    return groups
+
+
+def make_batch(documents: Sequence[tuple[list[int], list[float]]]) -> Batch:
+    """One document a row, padded at the end."""
+    width = max(len(ids) for ids, _ in documents)
+    ids = torch.full((len(documents), width), 2, dtype=torch.long)
+    weights = torch.zeros(len(documents), width)
+    for row, (document, document_weights) in enumerate(documents):
+        ids[row, : len(document)] = torch.tensor(document)
+        weights[row, : len(document)] = torch.tensor(document_weights)
+    return Batch(ids, weights)
+
+
+class BatchStream:
+    """Batches without end: window after window of documents, each window grouped by length.
+
+    Batch number `group` of window `epoch` depends on the arguments alone; `state` is where the next one lies, and
+    setting it continues there exactly.
+    """
+
+    def __init__(self, documents: Documents, tokens: int, window: int = 1024) -> None:
+        if tokens < documents.mix.context or window < 1:
+            raise ValueError(f"a batch of {tokens} tokens must hold a document of {documents.mix.context}")
+        self.documents, self.tokens, self.window = documents, tokens, window
+        self.epoch, self.group = 0, 0
+        self._loaded = -1
+        self._made: list[tuple[list[int], list[float]]] = []
+        self._groups: list[list[int]] = []
+
+    @property
+    def state(self) -> tuple[int, int]:
+        return self.epoch, self.group
+
+    @state.setter
+    def state(self, position: tuple[int, int]) -> None:
+        self.epoch, self.group = position
+
+    def next(self) -> Batch:
+        """The next batch."""
+        if self._loaded != self.epoch:
+            self._made = [self.documents.document(self.epoch, index) for index in range(self.window)]
+            rng = rng_of(self.documents.seed, self.epoch, -1)
+            self._groups = group_by_length([len(ids) for ids, _ in self._made], self.tokens, rng)
+            self._loaded = self.epoch
+        batch = make_batch([self._made[position] for position in self._groups[self.group]])
+        self.group += 1
+        if self.group == len(self._groups):
+            self.epoch, self.group = self.epoch + 1, 0
+        return batch
+
+
+def load_documents(units: Path, encoder: TextEncoder, mix: Mix, seed: int, heard: Path | None = None) -> Documents:
+    """Documents over a units file and its `inventory.json`; `heard` holds what an encoder emitted, one JSON line
+    {"id", "units"} an utterance, for the same frames."""
+    entries = read_units(units)
+    inventory = json.loads((units.parent / "inventory.json").read_text("utf-8"))
+    by_id: dict[str, list[int]] = {}
+    if heard is not None:
+        for line in heard.read_text("utf-8").splitlines():
+            entry = json.loads(line)
+            by_id[entry["id"]] = entry["units"]
+    held_out = frozenset(entry["text"] for entry in entries if entry["split"] in HELD_OUT)
+    return Documents(UnitBank(entries, inventory, by_id), encoder, mix, seed, held_out)

@@ -1,0 +1,66 @@
+"""Spectral losses of the vocoder: log mel and log magnitude distances at several window lengths."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FLOOR = 1e-4
+
+
+def mel_filters(bins: int, window: int, rate_hz: int) -> Tensor:
+    """Triangular mel filters [bins, window // 2 + 1], each of peak 1, HTK mel scale, from 0 Hz to half the rate."""
+    if bins < 1 or window < 2:
+        raise ValueError(f"mel filters need bins >= 1 and window >= 2, got {bins}, {window}")
+    top = 2595 * np.log10(1 + rate_hz / 2 / 700)
+    edges = 700 * (10 ** (np.linspace(0, top, bins + 2) / 2595) - 1)
+    hz = np.linspace(0, rate_hz / 2, window // 2 + 1)
+    rising = (hz[None] - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    falling = (edges[2:, None] - hz[None]) / (edges[2:] - edges[1:-1])[:, None]
+    return torch.from_numpy(np.clip(np.minimum(rising, falling), 0, None).astype(np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """A spectrogram: Hann window and hop in samples; `mel_bins` 0 keeps the linear magnitudes."""
+
+    window: int
+    hop: int
+    mel_bins: int = 0
+
+
+RESOLUTIONS = (Resolution(256, 64, 24), Resolution(512, 128, 64), Resolution(1024, 256), Resolution(2048, 512, 128))
+
+
+class SpectralLoss(nn.Module):
+    """Mean L1 distance of log spectra over several resolutions; [B, N] and [B, N] to a scalar."""
+
+    def __init__(self, resolutions: tuple[Resolution, ...] = RESOLUTIONS, rate_hz: int = 16000) -> None:
+        super().__init__()
+        self.resolutions = resolutions
+        for i, r in enumerate(resolutions):
+            self.register_buffer(f"window_{i}", torch.hann_window(r.window))
+            if r.mel_bins:
+                self.register_buffer(f"filters_{i}", mel_filters(r.mel_bins, r.window, rate_hz))
+
+    def spectrum(self, samples: Tensor, i: int) -> Tensor:
+        """Magnitudes [B, bins, frames] of `samples` [B, N] at resolution `i`."""
+        r = self.resolutions[i]
+        window = self.get_buffer(f"window_{i}")
+        z = torch.stft(samples, r.window, r.hop, window=window, center=True, pad_mode="constant", return_complex=True)
+        magnitude = torch.sqrt(z.real.square() + z.imag.square() + 1e-9) / r.window**0.5
+        return self.get_buffer(f"filters_{i}") @ magnitude if r.mel_bins else magnitude
+
+    def forward(self, made: Tensor, real: Tensor) -> Tensor:
+        total = made.new_zeros(())
+        for i in range(len(self.resolutions)):
+            a, b = self.spectrum(made, i), self.spectrum(real, i)
+            # the linear term weighs loud harmonics, the log term the quiet ones that carry consonants
+            total = (
+                total
+                + F.l1_loss(torch.log(a + FLOOR), torch.log(b + FLOOR))
+                + (a - b).norm() / b.norm().clamp_min(1e-3)
+            )
+        return total / len(self.resolutions)

