@@ -7,6 +7,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 FOLDERS = {
     "spiritrt": "runtime",
+    "spiritrt.bench": "bench",
     "spiritrt.training": "training",
     "spiritrt.weights": "models",
 }
@@ -18,7 +19,11 @@ for name, folder in FOLDERS.items():
 setup(
     packages=packages,
     package_dir=FOLDERS,
-    package_data={"spiritrt": ["py.typed"], "spiritrt.weights": ["nano/*"]},
+    package_data={
+        "spiritrt": ["py.typed", "*.pyi"],
+        "spiritrt.duplex": ["recordings/*"],
+        "spiritrt.weights": ["nano/*"],
+    },
     ext_modules=[CppExtension("spiritrt._C", sorted(glob("csrc/*.cpp")), extra_compile_args=["-O3", "-g0"])],
     cmdclass={"build_ext": BuildExtension},
 )
