@@ -151,17 +151,17 @@ class TestFiles:
             samples = audio.load(file, rate=8000)
         np.testing.assert_allclose(middle(samples), 0.5 * middle(tone(16000)), atol=2e-3)
 
-    @pytest.mark.parametrize("content", [None, b"", b"RIFF", b"this is no sound at all, but a page of text" * 20])
+    def test_missing(self, tmp_path):
+        for path in (tmp_path / "x.wav", tmp_path):
+            with pytest.raises(ValueError, match=rf"{path.name}: no such sound file"):
+                audio.load(path)
+
+    @pytest.mark.parametrize("content", [b"", b"RIFF", b"this is no sound at all, but a page of text" * 20])
     def test_unreadable(self, tmp_path, content):
         file = tmp_path / "x.wav"
-        if content is not None:
-            file.write_bytes(content)
+        file.write_bytes(content)
         with pytest.raises(ValueError, match=r"x\.wav: cannot be read as sound"):
             audio.load(file)
-
-    def test_a_folder(self, tmp_path):
-        with pytest.raises(ValueError, match="cannot be read as sound"):
-            audio.load(tmp_path)
 
     def test_a_file_without_samples(self, tmp_path):
         soundfile.write(tmp_path / "none.wav", np.zeros(0), 16000)

@@ -97,7 +97,7 @@ def test_doctor_finds_nano_complete_and_a_wrong_folder_not(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["encode", "nothing.wav"], "nothing.wav: cannot be read as sound"),
+        (["encode", "nothing.wav"], "nothing.wav: no such sound file"),
         (["decode", "[Hu9999]"], "unknown token [Hu9999]: this model has Hu0 to Hu500"),
         (["decode", '{"pitch": [1]}'], "need 'hubert'"),
         (["generate"], "give either --prompt STRING, or --speech and --text items"),

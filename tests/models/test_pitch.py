@@ -126,7 +126,7 @@ class TestTrackers:
         ("tracker", "package", "command"),
         [
             (FcpeTracker, "torchfcpe", "pip install --no-deps torchfcpe"),
-            (YaaptTracker, "amfm_decompy.basic_tools", r"spiritrt\[yaapt\]"),
+            (YaaptTracker, "amfm_decompy.basic_tools", r"\.\[yaapt\]"),
         ],
     )
     def test_missing_package_is_named(self, tracker, package, command, monkeypatch):
