@@ -90,7 +90,6 @@ class Session:
         speech[EOS] = config.reply == "chain"
         text = vocabulary.allowed("text").to(family.device)
         text[EOS] = False
-        text[vocabulary.speech_marker] = True
         # nano also writes <START Transcript> after speech: here it must answer
         text[family.tokenizer.ids_with("<")] = False
         self._masks = {"text": text, "speech": speech}
@@ -267,7 +266,7 @@ class _Reply:
         self._family = family
         self._config = config
         self._decoder = decoder
-        self._masks = masks
+        self._text_mask, self._speech_mask = masks["text"].clone(), masks["speech"]
         self._report = report
         self._sound = ReplyStream(family, config.speaker, seed=config.sampling.seed)
         self._stop = Stop(ids=(EOS,))
@@ -314,16 +313,14 @@ class _Reply:
 
     def _decode_text(self) -> None:
         marker = self._family.vocabulary.speech_marker
-        heard, flag, answer = self._family.tokenizer.decode(self._ids).partition(ANSWER_FLAG)
-        mask = self._masks["text"].clone()
-        mask[marker] = bool(answer.strip())  # speech begins once there is something to say
-        token, _ = self._decoder.draw(mask, self._config.sampling, self._ids)
+        token, _ = self._decoder.draw(self._text_mask, self._config.sampling, self._ids)
         if len(self._ids) >= self._config.max_text_tokens or self._decoder.room < SPEECH_ROOM // 2:
             token = marker
         self._decoder.append([token])
         if token != marker:
             self._ids.append(token)
         heard, flag, answer = self._family.tokenizer.decode(self._ids).partition(ANSWER_FLAG)
+        self._text_mask[marker] = bool(answer.strip())  # speech begins once there is something to say
         if not self._transcribed and (flag or token == marker):
             self._transcribed = True
             self._report("heard", heard.strip())
@@ -332,7 +329,7 @@ class _Reply:
             self._phase, self._ids, self._speech_start = "speech", [], len(self._decoder.ids)
 
     def _decode_speech(self) -> list[SpeechToken]:
-        token, _ = self._decoder.draw(self._masks["speech"], self._config.sampling, self._ids)
+        token, _ = self._decoder.draw(self._speech_mask, self._config.sampling, self._ids)
         self.finished = self._stop.reason([*self._ids[-self._stop.window :], token]) or ""
         if self.finished == "end":
             return []
