@@ -2,6 +2,7 @@
 #include "bindings.h"
 
 #include <ATen/core/Tensor.h>
+#include <pybind11/functional.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -64,20 +65,33 @@ void bind_vocoder_stream(py::module_& m) {
       .def_readonly("units", &VocoderPacket::units, "(index of a unit, samples of the packet it made), in order.")
       .def_readonly("final", &VocoderPacket::final, "Whether nothing comes after it until `reset`.");
 
+  py::class_<VocoderBatch>(m, "VocoderBatch")
+      .def_readwrite("slots", &VocoderBatch::slots)
+      .def_readwrite("fed", &VocoderBatch::fed)
+      .def_readwrite("total", &VocoderBatch::total)
+      .def_readwrite("codes", &VocoderBatch::codes)
+      .def_readonly("frames", &VocoderBatch::frames)
+      .def_readonly("inside", &VocoderBatch::inside);
+
   py::class_<VocoderStream>(m, "VocoderStream")
-      .def(py::init([](const VocoderShape& shape, const Weights& weights, int64_t slots, int64_t chunk_frames,
-                       int64_t max_frames, int64_t max_units, std::optional<int64_t> look_ahead_frames) {
-             VocoderStreamOptions options{slots, chunk_frames, max_frames, max_units, look_ahead_frames};
+      .def(py::init([](const VocoderShape& shape, const Weights& weights, int64_t slots, at::ScalarType dtype,
+                       int64_t chunk_frames, int64_t max_frames, int64_t max_units,
+                       std::optional<int64_t> look_ahead_frames) {
+             VocoderStreamOptions options{slots, dtype, chunk_frames, max_frames, max_units, look_ahead_frames};
              return std::make_unique<VocoderStream>(shape, weights, options);
            }),
-           py::arg("shape"), py::arg("weights"), py::kw_only(), py::arg("slots"), py::arg("chunk_frames"),
-           py::arg("max_frames"), py::arg("max_units"), py::arg("look_ahead_frames"))
+           py::arg("shape"), py::arg("weights"), py::kw_only(), py::arg("slots"), py::arg("dtype"),
+           py::arg("chunk_frames"), py::arg("max_frames"), py::arg("max_units"), py::arg("look_ahead_frames"))
       .def("open", &VocoderStream::open, Unlocked())
       .def("close", &VocoderStream::close, Unlocked(), py::arg("slot"))
       .def("accept", &VocoderStream::accept, Unlocked(), py::arg("slot"), py::arg("units"),
            py::arg("pitch") = py::none(), py::arg("style") = py::none(), py::arg("frames") = py::none())
       .def("ready", &VocoderStream::ready, Unlocked())
       .def("step", &VocoderStream::step, Unlocked())
+      .def("step_with", &VocoderStream::step_with, Unlocked(), py::arg("compute"))
+      .def("run", &VocoderStream::run, Unlocked(), py::arg("batch"))
+      .def("spare_batch", &VocoderStream::spare_batch, Unlocked(), py::arg("rows"), py::arg("frames"),
+           py::arg("inside"))
       .def("flush", &VocoderStream::flush, Unlocked(), py::arg("slot"))
       .def("reset", &VocoderStream::reset, Unlocked(), py::arg("slot"))
       .def("set_speaker", &VocoderStream::set_speaker, Unlocked(), py::arg("slot"), py::arg("speaker"))
@@ -118,14 +132,20 @@ void bind_hubert_stream(py::module_& m) {
       .def_readonly("final", &HubertPacket::final, "Whether nothing comes after it until `reset`.")
       .def_readonly("revision", &HubertPacket::revision);
 
+  py::class_<HubertBatch>(m, "HubertBatch")
+      .def_readonly("input", &HubertBatch::input)
+      .def_readonly("first", &HubertBatch::first)
+      .def_readonly("full", &HubertBatch::full);
+
   py::class_<HubertStream>(m, "HubertStream")
       .def(py::init([](const HubertShape& shape, const Weights& hubert, const Weights& quantizer, int64_t slots,
-                       std::optional<int64_t> left_frames, int64_t chunk_frames,
+                       at::ScalarType dtype, std::optional<int64_t> left_frames, int64_t chunk_frames,
                        std::optional<int64_t> look_ahead_frames, const std::string& norm,
                        std::optional<std::pair<at::Tensor, at::Tensor>> calibration, int64_t freeze_frames,
                        bool provisional, bool revise, int64_t buffer_samples) {
              HubertStreamOptions options;
              options.slots = slots;
+             options.dtype = dtype;
              options.left_frames = left_frames;
              options.chunk_frames = chunk_frames;
              options.look_ahead_frames = look_ahead_frames;
@@ -138,14 +158,16 @@ void bind_hubert_stream(py::module_& m) {
              return std::make_unique<HubertStream>(shape, hubert, quantizer, options);
            }),
            py::arg("shape"), py::arg("hubert"), py::arg("quantizer"), py::kw_only(), py::arg("slots"),
-           py::arg("left_frames"), py::arg("chunk_frames"), py::arg("look_ahead_frames"), py::arg("norm"),
-           py::arg("calibration"), py::arg("freeze_frames"), py::arg("provisional"), py::arg("revise"),
-           py::arg("buffer_samples"))
+           py::arg("dtype"), py::arg("left_frames"), py::arg("chunk_frames"), py::arg("look_ahead_frames"),
+           py::arg("norm"), py::arg("calibration"), py::arg("freeze_frames"), py::arg("provisional"),
+           py::arg("revise"), py::arg("buffer_samples"))
       .def("open", &HubertStream::open, Unlocked())
       .def("close", &HubertStream::close, Unlocked(), py::arg("slot"))
       .def("accept", &HubertStream::accept, Unlocked(), py::arg("slot"), py::arg("samples"))
       .def("ready", &HubertStream::ready, Unlocked())
       .def("step", &HubertStream::step, Unlocked())
+      .def("step_with", &HubertStream::step_with, Unlocked(), py::arg("compute"))
+      .def("classify", &HubertStream::classify, Unlocked(), py::arg("input"), py::arg("first"))
       .def("flush", &HubertStream::flush, Unlocked(), py::arg("slot"), py::arg("end") = py::none())
       .def("reset", &HubertStream::reset, Unlocked(), py::arg("slot"))
       .def("accepted", &HubertStream::accepted, Unlocked(), py::arg("slot"))

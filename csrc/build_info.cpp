@@ -30,4 +30,5 @@ PYBIND11_MODULE(_C, m) {
   spiritrt::bind_errors(m);
   spiritrt::bind_vocoder_stream(m);
   spiritrt::bind_hubert_stream(m);
+  spiritrt::bind_cpu_kernels(m);
 }

@@ -1,10 +1,56 @@
 """Types of the native module (csrc/)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 def build_info() -> dict[str, str | int]: ...
+def cpu_targets() -> list[str]: ...
+def set_cpu_target(name: str) -> None: ...
+def cpu_linear(
+    x: Tensor,
+    data: Tensor,
+    scales: Tensor | None,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    epsilon: float,
+    gated: bool,
+    residual: Tensor | None,
+    needed: Tensor | None,
+) -> Tensor: ...
+def cpu_rms_norm(x: Tensor, weight: Tensor, epsilon: float, residual: Tensor | None) -> tuple[Tensor, Tensor]: ...
+def cpu_embed(ids: Tensor, table: Tensor, slots: Tensor | None, last_ids: Tensor | None) -> Tensor: ...
+def cpu_rotary_attention(
+    qkv: Tensor,
+    cos_sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    starts: Tensor,
+    offsets: Tensor,
+    page_table: Tensor,
+    heads: int,
+) -> Tensor: ...
+def cpu_shift_rotary(
+    keys: Tensor, values: Tensor, source: Tensor, target: Tensor, delta: int, inv_freq: Tensor
+) -> None: ...
+def cpu_sampling(
+    logits: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    mask: Tensor,
+    masks: Tensor,
+    seed: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    penalty: Tensor,
+    seen: Tensor,
+    last_ids: Tensor,
+    full: Tensor,
+) -> tuple[Tensor, Tensor]: ...
 
 class VocoderShape:
     upsample_rates: Sequence[int]
@@ -35,6 +81,16 @@ class VocoderPacket:
     @property
     def final(self) -> bool: ...
 
+class VocoderBatch:
+    slots: Tensor
+    fed: Tensor
+    total: Tensor
+    codes: Tensor
+    @property
+    def frames(self) -> int: ...
+    @property
+    def inside(self) -> bool: ...
+
 class VocoderStream:
     def __init__(
         self,
@@ -42,6 +98,7 @@ class VocoderStream:
         weights: Mapping[str, Tensor],
         *,
         slots: int,
+        dtype: torch.dtype,
         chunk_frames: int,
         max_frames: int,
         max_units: int,
@@ -59,6 +116,9 @@ class VocoderStream:
     ) -> None: ...
     def ready(self) -> list[int]: ...
     def step(self) -> list[VocoderPacket]: ...
+    def step_with(self, compute: Callable[[VocoderBatch], Tensor]) -> list[VocoderPacket]: ...
+    def run(self, batch: VocoderBatch) -> Tensor: ...
+    def spare_batch(self, rows: int, frames: int, inside: bool) -> VocoderBatch: ...
     def flush(self, slot: int) -> None: ...
     def reset(self, slot: int) -> None: ...
     def set_speaker(self, slot: int, speaker: int) -> None: ...
@@ -108,6 +168,14 @@ class HubertPacket:
     @property
     def revision(self) -> Revision | None: ...
 
+class HubertBatch:
+    @property
+    def input(self) -> Tensor: ...
+    @property
+    def first(self) -> int: ...
+    @property
+    def full(self) -> bool: ...
+
 class HubertStream:
     def __init__(
         self,
@@ -116,6 +184,7 @@ class HubertStream:
         quantizer: Mapping[str, Tensor],
         *,
         slots: int,
+        dtype: torch.dtype,
         left_frames: int | None,
         chunk_frames: int,
         look_ahead_frames: int | None,
@@ -131,6 +200,8 @@ class HubertStream:
     def accept(self, slot: int, samples: Tensor) -> None: ...
     def ready(self) -> list[int]: ...
     def step(self) -> list[HubertPacket]: ...
+    def step_with(self, compute: Callable[[HubertBatch], Tensor]) -> list[HubertPacket]: ...
+    def classify(self, input: Tensor, first: int) -> Tensor: ...
     def flush(self, slot: int, end: int | None = None) -> None: ...
     def reset(self, slot: int) -> None: ...
     def accepted(self, slot: int) -> int: ...

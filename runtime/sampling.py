@@ -1,10 +1,12 @@
-"""How the next token is drawn, in plain float32 PyTorch: the rule that faster samplers are checked against."""
+"""What a user sets of sampling, and one draw by the rule that all of the kernels follow."""
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from spiritrt.kernels import reference
+from spiritrt.kernels.sampling_state import signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,41 +41,19 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
-SMALLEST_TEMPERATURE = 1e-30  # below, float32 divides by nothing
 
 
 def sample(logits: Tensor, allowed: Tensor, sampling: Sampling, position: int, used: Tensor | None = None) -> int:
     """Draws the id at `position` from `logits` [V], among the ids that `allowed` [V] marks.
 
-    `used` holds ids that the repetition penalty applies to. Order: penalty, mask, temperature, top-k, top-p, min-p; the
-    most likely id always stays.
+    `used` holds ids that the repetition penalty applies to. The rule is that of `spiritrt.kernels.sampling`: penalty,
+    mask, temperature, top-k, top-p, min-p, then the largest of score and Gumbel noise. Equally likely ids at the edge
+    of a filter stay together; the most likely id always stays.
     """
-    scores = logits.float()
-    if sampling.repetition_penalty != 1 and used is not None and len(used):
-        seen = scores[used]
-        penalised = torch.where(seen > 0, seen / sampling.repetition_penalty, seen * sampling.repetition_penalty)
-        scores = scores.index_copy(0, used, penalised)
-    scores = scores.masked_fill(~allowed, -torch.inf)
-    if sampling.temperature == 0:
-        return int(scores.argmax())
-    # the distance to the best first: a tiny temperature would overflow on the logits themselves
-    scaled = (scores - scores.max()) / max(sampling.temperature, SMALLEST_TEMPERATURE)
-    probabilities, ids = torch.softmax(scaled, dim=-1).sort(descending=True, stable=True)
-    keep = probabilities > 0
-    if sampling.top_k:
-        keep[sampling.top_k :] = False
-    # an id stays while the ids before it hold less than top_p of what top-k left
-    left = probabilities * keep
-    keep &= (left.cumsum(0) - left) < sampling.top_p * left.sum()
-    keep &= probabilities >= sampling.min_p * probabilities[0]
-    keep[0] = True
-    cumulative = (probabilities * keep).double().cumsum(0)
-    target = uniform(sampling.seed, position) * float(cumulative[-1])
-    chosen = int(torch.searchsorted(cumulative, target, right=True))
-    last = int(keep.nonzero()[-1])
-    return int(ids[min(chosen, last)])
-
-
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on (seed, position) alone (counter-based: Philox 4x64, Salmon et al. 2011)."""
-    return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
+    seen = torch.zeros_like(allowed)
+    if used is not None:
+        seen[used] = True
+    return reference.draw(
+        logits.float(), allowed, seen, signed(sampling.seed), position, sampling.temperature, sampling.top_k,
+        sampling.top_p, sampling.min_p, sampling.repetition_penalty,
+    )  # fmt: skip

@@ -1,5 +1,11 @@
-"""Golden models, whole: the small official checkpoints put together in one folder, and both families loaded from it."""
+"""Golden models, whole: the small official checkpoints put together in one folder, and both families loaded from it.
 
+Where there is no CUDA device, Triton kernels run under the interpreter in the whole test process: whether they do is
+decided when they are decorated, which is when `spiritrt` is imported, so it is said here, before. On a CPU no variant
+of Triton is chosen but by name. A test that compiles kernels starts a process of its own without `TRITON_INTERPRET`.
+"""
+
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +13,9 @@ import pytest
 import torch
 from hypothesis import settings
 from torch import Tensor
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 import spiritrt
 from spiritrt import SpiritLM

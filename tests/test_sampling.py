@@ -1,90 +1,18 @@
-from collections import Counter
-from itertools import pairwise
+"""One draw by what a user sets. The rule itself, and its distribution, are tested in `kernels/test_sampling.py`."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
-from spiritrt import sampling as sampling_module
-from spiritrt.sampling import GREEDY, Sampling, sample, uniform
+from spiritrt.kernels import choose
+from spiritrt.kernels.registry import Case
+from spiritrt.kernels.sampling_state import SamplingState
+from spiritrt.sampling import GREEDY, Sampling, sample
 
 LOGITS = torch.tensor([2.0, 1.5, 1.4, 0.9, 0.0, -0.3, -1.0, -2.5, 3.0, 2.9])
 BANNED = (8, 9)  # the two most likely
-CHI_SQUARED_999 = (0, 10.828, 13.816, 16.266, 18.467, 20.515, 22.458, 24.322)  # 99.9% quantiles by degrees of freedom
 ALLOWED = torch.ones(10, dtype=torch.bool).index_fill(0, torch.tensor(BANNED), False)
-
-
-def exact(logits: Tensor, rule: Sampling) -> np.ndarray:
-    """Probability of each allowed id, by the definitions, in float64."""
-    scores = logits.double().numpy() / rule.temperature
-    scores[~ALLOWED.numpy()] = -np.inf
-    probabilities = np.exp(scores - scores.max())
-    probabilities /= probabilities.sum()
-    order = np.argsort(-probabilities, kind="stable")
-    if rule.top_k:
-        probabilities[order[rule.top_k :]] = 0
-        probabilities /= probabilities.sum()
-    before = 0.0
-    kept = set()
-    for i in order:
-        if before < rule.top_p or not kept:
-            kept.add(i)
-        before += probabilities[i]
-    smallest = rule.min_p * probabilities.max()
-    probabilities = np.array([p if i in kept and p >= smallest else 0.0 for i, p in enumerate(probabilities)])
-    return probabilities / probabilities.sum()
-
-
-class TestDistribution:
-    @pytest.mark.parametrize(
-        ("rule", "draws"),
-        [
-            pytest.param(Sampling(temperature=1.0, top_p=1.0, seed=1), 20_000, id="plain"),
-            pytest.param(Sampling(temperature=1.7, top_p=1.0, seed=2**64 - 1), 20_000, id="hot"),
-            pytest.param(Sampling(temperature=0.6, top_p=1.0, seed=2), 100_000, id="cold"),
-            pytest.param(Sampling(temperature=1.0, top_p=1.0, top_k=3, seed=4), 100_000, id="top-k"),
-            pytest.param(Sampling(temperature=1.0, top_p=0.8, seed=5), 100_000, id="top-p"),
-            pytest.param(Sampling(temperature=1.0, top_p=1.0, min_p=0.2, seed=6), 100_000, id="min-p"),
-            pytest.param(Sampling(1.3, top_p=0.9, top_k=6, min_p=0.05, seed=7), 20_000, id="all"),
-        ],
-    )
-    def test_draws_follow_the_exact_probabilities(self, rule, draws):
-        """Chi-squared over draws at as many positions; and what the rule leaves out never comes."""
-        expected = exact(LOGITS, rule)
-        with torch.inference_mode():
-            counts = Counter(sample(LOGITS, ALLOWED, rule, position) for position in range(draws))
-        assert set(counts) == set(np.flatnonzero(expected))
-        kept = [i for i in counts if expected[i] * draws >= 5]
-        statistic = sum((counts[i] - draws * expected[i]) ** 2 / (draws * expected[i]) for i in kept)
-        assert statistic < CHI_SQUARED_999[len(kept) - 1]
-
-    def test_the_rules_leave_something_out(self):
-        sizes = [
-            np.count_nonzero(exact(LOGITS, rule))
-            for rule in (
-                Sampling(1.0, 1.0),
-                Sampling(1.0, 1.0, top_k=3),
-                Sampling(1.0, 0.8),
-                Sampling(1.0, 1.0, min_p=0.2),
-            )
-        ]
-        assert sizes == [8, 3, 4, 4]
-
-    def test_positions_are_independent(self):
-        """Pairs of neighbours, as often as their product says."""
-        rule = Sampling(temperature=1.0, top_p=1.0, top_k=2, seed=9)
-        draws = [sample(LOGITS, ALLOWED, rule, position) for position in range(20_000)]
-        share = draws.count(0) / len(draws)
-        pairs = sum(a == b == 0 for a, b in pairwise(draws)) / (len(draws) - 1)
-        assert pairs == pytest.approx(share**2, abs=0.012)
-
-    def test_uniform_numbers(self):
-        numbers = np.array([[uniform(seed, position) for position in range(2000)] for seed in (0, 1, 2**63)])
-        assert ((numbers >= 0) & (numbers < 1)).all() and len(np.unique(numbers)) == numbers.size
-        assert numbers.mean() == pytest.approx(0.5, abs=0.02) and numbers.std() == pytest.approx(12**-0.5, abs=0.01)
 
 
 class TestDeterminism:
@@ -100,6 +28,17 @@ class TestDeterminism:
         by_position = [sample(LOGITS, ALLOWED, rule, position) for position in range(50)]
         by_seed = [sample(LOGITS, ALLOWED, Sampling(1.0, 1.0, seed=seed), 0) for seed in range(50)]
         assert len(set(by_position)) > 3 and len(set(by_seed)) > 3
+
+    def test_an_engine_draws_the_same(self):
+        """`sample` and the kernel that runs on this machine follow one rule."""
+        rule = Sampling(temperature=1.1, top_p=0.9, top_k=6, min_p=0.02, seed=2**64 - 5)
+        state = SamplingState.new(200, 10)
+        state.set_mask(0, ALLOWED)
+        for slot in range(200):
+            state.set_slot(slot, 0, rule.seed, rule.temperature, rule.top_k, rule.top_p, rule.min_p)
+        kernel = choose("sampling", Case("cpu", torch.float32)).fn
+        drawn, _ = kernel(LOGITS.repeat(200, 1), state, torch.arange(200, dtype=torch.int32), torch.arange(200))
+        assert drawn.tolist() == [sample(LOGITS, ALLOWED, rule, position) for position in range(200)]
 
 
 class TestMask:
@@ -121,14 +60,6 @@ class TestMask:
         used = torch.tensor(data.draw(st.lists(st.integers(0, len(logits) - 1), unique=True)), dtype=torch.long)
         position = data.draw(st.integers(0, 10**6))
         assert allowed[sample(torch.tensor(logits), torch.tensor(allowed), rule, position, used)]
-
-    @pytest.mark.parametrize("number", [0.0, 0.5, np.nextafter(1.0, 0.0), 1.0])
-    def test_not_at_the_ends_of_the_random_number_either(self, monkeypatch, number):
-        monkeypatch.setattr(sampling_module, "uniform", lambda seed, position: number)
-        for length, seed in ((10, 3), (40, 5), (100, 3), (300, 2)):  # where the sums round the wrong way
-            logits = torch.randn(length, generator=torch.Generator().manual_seed(seed))
-            allowed = torch.arange(length) % 2 == 0
-            assert allowed[sample(logits, allowed, Sampling(temperature=1.0, top_p=1.0), 0)]
 
     def test_one_allowed_id(self):
         only = torch.zeros(10, dtype=torch.bool).index_fill(0, torch.tensor([7]), True)
