@@ -1,8 +1,12 @@
 """spiritrt: Spirit LM that listens and speaks at once, in real time.
 
-`load` gives a `SpiritLM` that continues, transcribes, speaks and scores prompts of `Text` and `Speech`.
+`load` gives a `SpiritLM` that continues, transcribes, speaks and scores prompts of `Text` and `Speech`. A `Runtime`
+talks with people, many at once.
 """
 
+from spiritrt.duplex.config import EchoConfig, SessionConfig, TurnConfig
+from spiritrt.duplex.costs import Busy
+from spiritrt.duplex.runtime import Runtime
 from spiritrt.generate import SpiritLM, load
 from spiritrt.items import Classification, LogProbs, Output, Speech, Text
 from spiritrt.models.checkpoints import CheckpointError
@@ -12,15 +16,20 @@ from spiritrt.tokens.units import Units
 
 __all__ = [
     "GREEDY",
+    "Busy",
     "CheckpointError",
     "Classification",
+    "EchoConfig",
     "LogProbs",
     "Output",
+    "Runtime",
     "Sampling",
+    "SessionConfig",
     "Speech",
     "SpiritLM",
     "Stop",
     "Text",
+    "TurnConfig",
     "Units",
     "load",
 ]

@@ -13,20 +13,35 @@ from rich.console import Console
 import spiritrt
 from spiritrt import audio
 from spiritrt.bench import commands as bench_commands
+from spiritrt.duplex import commands as duplex_commands
+from spiritrt.engine.forward import kernel_choices
+from spiritrt.evaluation import commands as evaluation_commands
+from spiritrt.kernels import commands as kernel_commands
 from spiritrt.tokens.units import Units, merge
 from spiritrt.tokens.vocabulary import format_speech
+from spiritrt.training import commands as training_commands
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
     help="Spirit LM: text and speech in one stream, offline and in real time.",
 )  # fmt: skip
 app.add_typer(bench_commands.app, name="bench")
+app.add_typer(kernel_commands.app, name="kernels")
+app.command("eval")(evaluation_commands.evaluate)
+app.command("finetune")(training_commands.finetune)
+app.command("talk")(duplex_commands.talk)
+app.command("replay")(duplex_commands.replay)
+app.command("trace")(duplex_commands.trace)
 errors = Console(stderr=True)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="nano, an official name, or a model folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str, typer.Option(help="Of the language model: auto, float32, bfloat16, float16.")]
+Weights = Annotated[str, typer.Option(help="Stored as: auto, fp32, fp16, bf16, int8, fp8. Goes before --dtype.")]
+Kernel = Annotated[
+    list[str] | None, typer.Option(help="OP=VARIANT, such as linear=torch; repeatable. See spiritrt kernels list.")
+]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopP = Annotated[float, typer.Option(help="Nucleus sampling.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same output.")]
@@ -103,6 +118,8 @@ def generate(
     style: Style = None,
     device: Device = "cpu",
     dtype: Dtype = "auto",
+    weights: Weights = "auto",
+    kernel: Kernel = None,
     as_json: Json = False,
 ) -> None:
     """Continue a prompt in text, speech or both.
@@ -116,7 +133,7 @@ def generate(
     if (prompt is None) == (not items):
         _fail("give either --prompt STRING, or --speech and --text items")
     sampling = spiritrt.Sampling(0.0 if greedy else temperature, top_p, top_k, min_p, repetition_penalty, seed)
-    lm = spiritrt.load(model, device, dtype)
+    lm = spiritrt.load(model, device, dtype, weights=weights, kernels=kernel_choices(kernel or []))
     result = lm.generate(
         items if prompt is None else prompt, output.value, sampling, max_new_tokens, speaker=speaker, style=style
     )
@@ -216,6 +233,8 @@ def transcribe(
     channel: Channel = None,
     device: Device = "cpu",
     dtype: Dtype = "auto",
+    weights: Weights = "auto",
+    kernel: Kernel = None,
     as_json: Json = False,
 ) -> None:
     """Write down what is said (few-shot speech recognition in the paper's form).
@@ -223,7 +242,7 @@ def transcribe(
     Example: spiritrt transcribe q.wav --model spirit-lm-base-7b --shots ten.jsonl
     """
     examples = _read_shots(shots)
-    lm = spiritrt.load(model, device, dtype)
+    lm = spiritrt.load(model, device, dtype, weights=weights, kernels=kernel_choices(kernel or []))
     words = lm.transcribe(spiritrt.Speech(source, channel=channel), examples, max_new_tokens=max_new_tokens)
     _print({"text": words} if as_json else words, as_json)
 
@@ -242,6 +261,8 @@ def speak(
     style: Style = None,
     device: Device = "cpu",
     dtype: Dtype = "auto",
+    weights: Weights = "auto",
+    kernel: Kernel = None,
     as_json: Json = False,
 ) -> None:
     """Say a text (few-shot speech synthesis in the paper's form).
@@ -250,7 +271,7 @@ def speak(
     """
     sampling = spiritrt.Sampling(temperature, top_p, seed=seed)
     examples = [(words, source) for source, words in _read_shots(shots)]
-    lm = spiritrt.load(model, device, dtype)
+    lm = spiritrt.load(model, device, dtype, weights=weights, kernels=kernel_choices(kernel or []))
     speech = lm.speak(text, examples, sampling, max_new_tokens, speaker, style)
     audio.save(out, speech.array)
     result = {"out": str(out), "tokens": speech.tokens, "seconds": speech.seconds}
@@ -278,13 +299,17 @@ def convert(
 @app.command()
 def calibrate(
     recordings: Annotated[Path, typer.Argument(metavar="FOLDER", help="Recordings to take the statistics from.")],
-    model: Model = "nano",
+    model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("statistics.safetensors"),
     clips: Annotated[int, typer.Option(help="Most recordings to take.", min=1)] = 200,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Take the statistics that a streaming encoder's GroupNorm can use instead of the recording's own.
+
+    They are for HubertStream(norm="calibrated", calibration=load_statistics(FILE)) in Python.
+
+    Meta's encoder has such a norm; nano's has none.
 
     Example: spiritrt calibrate recordings/ --model spirit-lm-base-7b -o statistics.safetensors
     """
@@ -295,7 +320,7 @@ def calibrate(
     from spiritrt.duplex.calibration import save_statistics
 
     family = spiritrt.load(model, device, lazy=True).family
-    sounds = load_clips(recordings, clips, seconds=100.0)
+    sounds = [clip for group in load_clips(recordings, clips, seconds=100.0).values() for clip in group]
     save_statistics(take(family.hubert, map(torch.from_numpy, sounds)), out)
     result = {"out": str(out), "recordings": len(sounds), "seconds": sum(map(len, sounds)) / audio.RATE_HZ}
     _print(result if as_json else f"{out}: from {len(sounds)} recordings", as_json)
@@ -315,42 +340,3 @@ def doctor(
     report = examine(model)
     _print(report if as_json else render(report), as_json)
     raise typer.Exit(0 if report["ok"] else 1)
-
-
-@app.command()
-def talk(
-    recordings: Annotated[
-        list[Path] | None, typer.Argument(metavar="[AUDIO]...", help="What the person says, one file a turn.")
-    ] = None,
-    model: Model = "nano",
-    interrupt: Annotated[
-        float | None, typer.Option(help="Every file but the first cuts into the reply, so many seconds into it.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Stereo WAV (left: person, right: model).")] = Path(
-        "out/talk.wav"
-    ),
-    simulated: Annotated[bool, typer.Option("--simulated", help="Not in real time: as fast as it goes.")] = False,
-    temperature: Temperature = 0.6,
-    top_p: TopP = 0.9,
-    seed: Seed = 0,
-    speaker: Speaker = None,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    as_json: Json = False,
-) -> None:
-    """Hold a full-duplex conversation with a model over recordings, and say in numbers what happened.
-
-    The recordings are played in as a microphone would, in 20 ms packets, while the model answers. Without any, it plays
-    those that are shipped: a person reads aloud, cuts into the reply, and asks a question.
-
-    Example: spiritrt talk q1.wav q2.wav --interrupt 1.0
-    """
-    from spiritrt.duplex.talk import hold_conversation, render
-
-    report = hold_conversation(
-        model, recordings or [], interrupt, spiritrt.Sampling(temperature, top_p, seed=seed), speaker, not simulated,
-        device, dtype,
-    )  # fmt: skip
-    audio.save(out, report.stereo)
-    summary = {**report.summary(), "out": str(out)}
-    _print(summary if as_json else render(report, out), as_json)

@@ -1,13 +1,16 @@
 """Offline Spirit LM: text and speech in any order in, text, speech or both out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
 
 from spiritrt import audio
 from spiritrt.audio import RATE_HZ
-from spiritrt.decoding import Decoder
+from spiritrt.continuation import Continuation, run
+from spiritrt.engine.engine import Engine
+from spiritrt.engine.steps import Row
 from spiritrt.items import Classification, LogProbs, Output, Prompt, Speech, Text
 from spiritrt.models import checkpoints
 from spiritrt.models.family import Family
@@ -20,13 +23,21 @@ from spiritrt.tokens.vocabulary import EOS, Modality, SpeechToken, format_speech
 ASR_OPEN, ASR_CLOSE = "<START Transcript>", "<END>"
 TTS_FLAG = " 'stop'"
 LABEL_FLAG = "A:"
+SLOTS = 32  # prompts of a batch that are continued at once
 
 
 class SpiritLM:
-    """A Spirit LM for offline use; `spiritrt.load` makes one. `family` holds its parts."""
+    """A Spirit LM for offline use; `spiritrt.load` makes one. `family` holds its parts. Not for two threads at once."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, weights: str = "auto", kernels: Mapping[str, str] | None = None) -> None:
+        """`weights` and `kernels` are those of its `Engine`."""
         self.family = family
+        self._weights, self._kernels = weights, kernels
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The language model at work, loaded when it is first used."""
+        return Engine(self.family, SLOTS, weights=self._weights, kernels=self._kernels, progress=self.family.progress)
 
     def generate(
         self,
@@ -46,37 +57,7 @@ class SpiritLM:
 
         Raises ValueError for an unknown output, a prompt that fills the context, unusable audio, or an unknown voice.
         """
-        sampling, stop = sampling or Sampling(), stop or Stop()
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be a whole number from 1, got {max_new_tokens}")
-        self.family.check_voice(speaker, style)
-        string = self.prompt_string(prompt, output)
-        prompt_ids = self._encode_prompt(string)
-        allowed = self._allowed(output, stop)
-        decoder = Decoder(self.family, len(prompt_ids) + max_new_tokens)
-        decoder.append(prompt_ids)
-        ids: list[int] = []
-        logprobs: list[float] = []
-        finish = None
-        while finish is None:
-            token, logprob = decoder.draw(allowed, sampling, ids)
-            finish = stop.reason([*ids[-stop.window :], token])
-            if finish == "end":
-                break
-            ids.append(token)
-            logprobs.append(logprob)
-            finish = finish or self._content_reason(prompt_ids, ids, stop)
-            if finish is None and len(ids) >= max_new_tokens:
-                finish = "length"
-            if finish is None and decoder.room == 0:
-                finish = "context"
-            if finish is None:
-                decoder.append([token])
-        raw = self._text(prompt_ids, ids)
-        cut = stop.cut(raw)
-        raw = raw if cut is None else raw[:cut]
-        items = self._items(string, raw, output, speaker, style, sampling.seed)
-        return Output(items, ids, logprobs, prompt_ids, raw, finish)
+        return self.generate_batch([prompt], output, sampling, max_new_tokens, stop, speaker, style)[0]
 
     def generate_batch(
         self,
@@ -90,14 +71,25 @@ class SpiritLM:
     ) -> list[Output]:
         """`generate` for each of several prompts, with one sampling for all or one each.
 
-        Each is computed by itself: its output is bit for bit what `generate` gives for it alone.
+        They are continued together, and each output is bit for bit what `generate` gives for its prompt alone.
         """
         samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling | None) else list(sampling)
         if len(samplings) != len(prompts):
             raise ValueError(f"{len(samplings)} samplings for {len(prompts)} prompts; give one, or one a prompt")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be a whole number from 1, got {max_new_tokens}")
+        self.family.check_voice(speaker, style)
+        stop = stop or Stop()
+        strings = [self.prompt_string(prompt, output) for prompt in prompts]
+        allowed = self._allowed(output, stop)
+        continuations = [
+            self._continuation(self._encode_prompt(string), allowed, each or Sampling(), max_new_tokens, stop)
+            for string, each in zip(strings, samplings, strict=True)
+        ]
+        run(self.engine, continuations)
         return [
-            self.generate(prompt, output, each, max_new_tokens, stop, speaker, style)
-            for prompt, each in zip(prompts, samplings, strict=True)
+            self._output(string, done, output, stop, speaker, style)
+            for string, done in zip(strings, continuations, strict=True)
         ]
 
     def logprobs(self, prompt: Prompt, continuation: Prompt) -> LogProbs:
@@ -232,6 +224,25 @@ class SpiritLM:
     def _speech(self, source: audio.Source | Speech) -> Speech:
         return source if isinstance(source, Speech) else Speech(source)
 
+    def _continuation(
+        self, prompt_ids: list[int], allowed: Tensor, sampling: Sampling, max_new_tokens: int, stop: Stop
+    ) -> Continuation:
+        def reason(ids: list[int]) -> str | None:
+            return stop.reason(ids[-stop.window - 1 :]) or self._content_reason(prompt_ids, ids, stop)
+
+        return Continuation(prompt_ids, allowed, sampling, max_new_tokens, reason)
+
+    def _output(
+        self, prompt: str, done: Continuation, output: Modality, stop: Stop, speaker: int | None, style: int | None
+    ) -> Output:
+        prompt_ids = list(done.prompt_ids)
+        raw = self._text(prompt_ids, done.ids)
+        cut = stop.cut(raw)
+        raw = raw if cut is None else raw[:cut]
+        items = self._items(prompt, raw, output, speaker, style, done.sampling.seed)
+        assert done.finish is not None
+        return Output(items, done.ids, done.logprobs, prompt_ids, raw, done.finish)
+
     def _content_reason(self, prompt_ids: list[int], ids: list[int], stop: Stop) -> str | None:
         """The stop rules that look at what the ids mean: "string", "silence" or None."""
         if stop.strings:
@@ -247,7 +258,7 @@ class SpiritLM:
         return None
 
     def _allowed(self, output: Modality, stop: Stop) -> Tensor:
-        allowed = self.family.vocabulary.allowed(output).to(self.family.device)
+        allowed = self.family.vocabulary.allowed(output)
         rows = self.family.vocabulary.rows
         if any(not 0 <= i < rows for i in stop.ids):
             raise ValueError(f"stop ids must be from 0 to {rows - 1}, got {stop.ids}")
@@ -258,7 +269,7 @@ class SpiritLM:
 
     def _encode_prompt(self, string: str) -> list[int]:
         ids = self.family.tokenizer.encode(string)
-        context = self.family.llama.config.max_position_embeddings
+        context = self.family.lm_config.max_position_embeddings
         if len(ids) >= context:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens and the model's context is {context}; shorten it "
@@ -284,14 +295,18 @@ class SpiritLM:
             while same < min(shared, len(whole)) and whole[same] == prompt_ids[same]:
                 same += 1
             shared = same
-        decoder = Decoder(self.family, max(map(len, wholes)))
-        decoder.append(prompt_ids[:shared])
         scores = []
-        for whole, text in zip(wholes, strings, strict=True):
-            if len(whole) == shared:
-                raise ValueError(f"the continuation adds no token to the prompt: {text[len(string) :]!r}")
-            tokens = decoder.score(whole[shared:])
-            scores.append(LogProbs(sum(tokens), sum(tokens) / len(tokens), tokens))
+        slot = self.engine.open()
+        try:
+            if shared > 1:
+                self.engine.step([Row(slot, tuple(prompt_ids[: shared - 1]), draw=False)])
+            for whole, text in zip(wholes, strings, strict=True):
+                if len(whole) == shared:
+                    raise ValueError(f"the continuation adds no token to the prompt: {text[len(string) :]!r}")
+                tokens = self.engine.score(slot, whole[shared - 1 :])
+                scores.append(LogProbs(sum(tokens), sum(tokens) / len(tokens), tokens))
+        finally:
+            self.engine.close(slot)
         return scores
 
     def _text(self, prompt_ids: list[int], ids: list[int]) -> str:
@@ -304,14 +319,14 @@ class SpiritLM:
             return [Text(raw)] if raw.strip() else []
         vocabulary = self.family.vocabulary
         items: list[Text | Speech] = []
-        for index, run in enumerate(parse_output(raw, vocabulary, output)):
-            if isinstance(run, TextRun):
-                items.append(Text(run.text))
+        for index, part in enumerate(parse_output(raw, vocabulary, output)):
+            if isinstance(part, TextRun):
+                items.append(Text(part.text))
                 continue
             before = ends_in(prompt, vocabulary) if index == 0 and raw.startswith("[") else ()
-            samples, lengths = self.family.vocode([*before, *run.tokens], speaker, style, seed)
+            samples, lengths = self.family.vocode([*before, *part.tokens], speaker, style, seed)
             start = sum(lengths[: sum(token.kind == "Hu" for token in before)])
-            items.append(Speech(samples[start:], RATE_HZ, str(run)))
+            items.append(Speech(samples[start:], RATE_HZ, str(part)))
         return items
 
 
@@ -322,13 +337,19 @@ def load(
     progress: bool = True,
     lazy: bool = False,
     pitch_tracker: str = "fcpe",
+    weights: str = "auto",
+    kernels: Mapping[str, str] | None = None,
 ) -> SpiritLM:
     """Loads a Spirit LM: "nano", a folder (own or official layout), or an official name under SPIRITLM_CHECKPOINTS_DIR.
 
     `dtype` is the language model's: "auto" (as stored; float32 for a small model on a CPU), "float32", "bfloat16" or
-    "float16". With `lazy` each part is loaded when it is first used: `encode` and `decode` do without the language
-    model. `pitch_tracker` ("fcpe" or "yaapt") matters to Expressive alone. Raises CheckpointError (a ValueError)
-    saying which file is missing or broken.
+    "float16"; `weights` ("fp32", "bf16", "fp16", "int8" or "fp8") goes before it, and quantized ones are kept on disk
+    for the next time. `kernels` chooses variants of ops by name (`spiritrt kernels list`). With `lazy` each part is
+    loaded when it is first used: `encode` and `decode` do without the language model. `pitch_tracker` ("fcpe" or
+    "yaapt") matters to Expressive alone. Raises CheckpointError (a ValueError) for a file that is missing or broken.
     """
-    family = Family(checkpoints.find(name_or_folder), device, dtype, progress, pitch_tracker)
-    return SpiritLM(family if lazy else family.load_all())
+    lm = SpiritLM(Family(checkpoints.find(name_or_folder), device, dtype, progress, pitch_tracker), weights, kernels)
+    if not lazy:
+        lm.family.load_all()
+        _ = lm.engine
+    return lm

@@ -71,6 +71,15 @@ def test_generate_is_repeatable_and_says_what_it_did(tmp_path: Path) -> None:
     assert soundfile.info(tmp_path / "out.wav").frames > 0
 
 
+def test_generate_with_quantized_weights_and_chosen_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIRITRT_CACHE_DIR", str(tmp_path))
+    arguments = ["generate", "--prompt", "[Speech][Hu3]", "--output", "speech", "--max-new-tokens", "6", "--greedy"]
+    chosen = ["--kernel", "linear=torch", "--kernel", "sampling=reference"]
+    assert _json(*arguments, "--weights", "int8")["ids"]
+    assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
+    assert _json(*arguments, *chosen)["ids"] == _json(*arguments)["ids"]
+
+
 def test_transcribe_and_speak_answer(tmp_path: Path) -> None:
     assert isinstance(_json("transcribe", str(CLIP), "--max-new-tokens", "20")["text"], str)
     spoken = _json("speak", "good morning", "-o", str(tmp_path / "hello.wav"))
@@ -82,7 +91,9 @@ def test_talk_simulated_reports_in_numbers(tmp_path: Path) -> None:
     summary = _json("talk", "--simulated", "-o", str(out))
     assert len(summary["turns"]) >= 2
     assert any(turn["finish"] == "interrupted" for turn in summary["turns"]), "the reader goes on over the reply"
-    assert all(turn["first_audio_ms"] is None or turn["first_audio_ms"] > 0 for turn in summary["turns"])
+    assert any(turn["first_audio_ms"] is not None for turn in summary["turns"])
+    assert summary["stats"]["false_alarms"] == 1, "a backchannel interrupts nothing"
+    assert _json("replay", summary["trace"])["same"] is True
     assert soundfile.info(out).channels == 2
 
 
@@ -101,6 +112,8 @@ def test_doctor_finds_nano_complete_and_a_wrong_folder_not(tmp_path: Path) -> No
         (["decode", "[Hu9999]"], "unknown token [Hu9999]: this model has Hu0 to Hu500"),
         (["decode", '{"pitch": [1]}'], "need 'hubert'"),
         (["generate"], "give either --prompt STRING, or --speech and --text items"),
+        (["generate", "--prompt", "x", "--weights", "int4"], "weights must be one of auto, fp32, fp16, bf16, int8"),
+        (["generate", "--prompt", "x", "--kernel", "linear"], "as OP=VARIANT, such as linear=torch, got 'linear'"),
         (["generate", "--prompt", "x", "--top-p", "0"], "top_p must be above 0 and at most 1, got 0.0"),
         (["speak", "hi", "--speaker", "9"], "speaker 9 is out of range"),
         (["encode", str(CLIP), "--model", "nowhere"], "no model 'nowhere'"),

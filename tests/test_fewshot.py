@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from spiritrt import GREEDY, Output, Sampling, Speech, SpiritLM, Text
+from spiritrt.engine.steps import Step
 
 ONE, TWO, THREE = "[Hu409][Hu367]", "[Hu406][Hu150][Hu304]", "[Hu130]"
 
@@ -95,7 +96,7 @@ class TestTranscribe:
         form = f"[Speech]{THREE}[Text]<START Transcript>"
         said = tokenizer.encode(f"{form} good morning <END>[Speech]")[len(tokenizer.encode(form)) :]
         ids = iter(said)
-        monkeypatch.setattr("spiritrt.decoding.Decoder.draw", lambda self, allowed, rule, used: (next(ids), 0.0))
+        monkeypatch.setattr(Step, "ids", property(lambda step: [next(ids)]))
         assert base_lm.transcribe(spoken(THREE)) == "good morning"
         assert len(list(ids)) <= 2  # the flag was seen as soon as it was whole
 
@@ -122,14 +123,13 @@ class TestSpeak:
     @pytest.mark.parametrize("end", ["</s>", "[Text]"])
     def test_ends_where_the_text_of_another_shot_begins(self, base_lm, monkeypatch, end):
         script = iter([32003, 32004, 32000 if end == "[Text]" else 2])
-
-        def draw(self, allowed, rule, used):
-            token = next(script)
-            assert allowed[token]
-            return token, 0.0
-
-        monkeypatch.setattr("spiritrt.decoding.Decoder.draw", draw)
+        sets = []
+        add = base_lm.engine.mask
+        monkeypatch.setattr(base_lm.engine, "mask", lambda allowed: sets.append(allowed) or add(allowed))
+        monkeypatch.setattr(Step, "ids", property(lambda step: [next(script)]))
         assert base_lm.speak("good morning", [("one two", spoken(ONE))]).tokens == "[Hu1][Hu2]"
+        (allowed,) = sets
+        assert allowed[[32003, 32004, 32000, 2]].all()
 
     def test_a_model_that_ends_at_once_says_nothing(self, stuck_lm):
         speech = stuck_lm.speak("good morning", sampling=GREEDY)  # EOS is the lowest id that may come

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from spiritrt import GREEDY, Sampling, Speech, SpiritLM, Stop, Text, Units
-from spiritrt.decoding import Decoder
+from spiritrt.engine.engine import Engine
+from spiritrt.engine.steps import Step
 from spiritrt.tokens.vocabulary import EOS, parse_speech
 
 SPEECH = "[Hu409][Hu367][Hu406][Hu150][Hu304]"
@@ -31,7 +32,7 @@ def says(monkeypatch) -> Callable[[SpiritLM, str], None]:
 
     def say(lm: SpiritLM, string: str) -> None:
         ids = cycle([*lm.family.tokenizer.encode(f"[Text]{string}", bos=False)[2:], EOS])
-        monkeypatch.setattr(Decoder, "draw", lambda self, allowed, sampling, used: (next(ids), -1.0))
+        monkeypatch.setattr(Step, "ids", property(lambda step: [next(ids)]))
 
     return say
 
@@ -271,13 +272,54 @@ class TestDeterminism:
         np.testing.assert_array_equal(one.samples, two.samples)
 
     def test_a_batch_is_what_each_is_alone_bit_for_bit(self, lm):
-        prompts = [MIXED, "[Text]hello", [Speech(tokens=SPEECH)], "[Speech]"]
-        rules = [self.RULE, GREEDY, Sampling(seed=9), self.RULE]
+        prompts = [
+            MIXED,
+            "[Text]hello",
+            [Speech(tokens=SPEECH)],
+            "[Speech]",
+            "",
+            f"[Speech]{units(300)}",
+            "[Text]a",
+            [],
+        ]
+        rules = [self.RULE, GREEDY, Sampling(seed=9), self.RULE] * 2
         batch = lm.generate_batch(prompts, "speech", rules, 6)
         for prompt, rule, out in zip(prompts, rules, batch, strict=True):
             alone = lm.generate(prompt, "speech", rule, 6)
             assert (out.ids, out.logprobs, out.raw, out.finish) == (alone.ids, alone.logprobs, alone.raw, alone.finish)
             np.testing.assert_array_equal(out.samples, alone.samples)
+
+    def test_more_prompts_than_slots_or_pages(self, base_lm, monkeypatch):
+        """They wait for each other, and nobody can tell."""
+        prompts = [f"[Text]{'a ' * (7 * i % 40)}" for i in range(9)]
+        expected = [base_lm.generate(prompt, "text", self.RULE, 2 + i % 4).ids for i, prompt in enumerate(prompts)]
+        monkeypatch.setattr(base_lm, "engine", Engine(base_lm.family, slots=3, tokens=112, progress=False))
+        for count in range(2, 6):
+            batch = base_lm.generate_batch(prompts, "text", self.RULE, count)
+            for i, out in enumerate(batch):
+                if 2 + i % 4 == count:
+                    assert out.ids == expected[i]
+        engine = base_lm.engine
+        assert engine.free_pages == engine.cache.config.pages
+
+    def test_results_that_arrive_a_step_late(self, lm, monkeypatch):
+        """As on CUDA: what was drawn after the end of an output is not part of it."""
+        prompts, rules = [MIXED, "[Text]hello", "[Speech]"], [self.RULE, GREEDY, Sampling(seed=9)]
+        stop = Stop(ids=(2, *range(100, 2000, 3)))
+        at_once = lm.generate_batch(prompts, "text", rules, 10, stop)
+        monkeypatch.setattr(lm.engine, "late", True)
+        late = lm.generate_batch(prompts, "text", rules, 10, stop)
+        assert [(out.ids, out.logprobs, out.finish) for out in late] == [
+            (out.ids, out.logprobs, out.finish) for out in at_once
+        ]
+        assert lm.engine.free_pages == lm.engine.cache.config.pages
+
+    def test_an_error_gives_all_slots_back(self, base_lm, monkeypatch):
+        monkeypatch.setattr(Step, "ids", property(lambda step: 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            base_lm.generate_batch(["[Text]a", "[Text]b"], "text", self.RULE, 3)
+        account = base_lm.engine.cache.account
+        assert account.free_slots == account.slots and account.free_pages == account.pages
 
     def test_one_sampling_serves_a_batch(self, base_lm):
         batch = base_lm.generate_batch(["[Text]a", "[Text]b"], "text", self.RULE, 3)

@@ -10,6 +10,7 @@ import torch
 
 import spiritrt
 from spiritrt import GREEDY, SpiritLM, Units
+from spiritrt.engine.steps import Row
 from spiritrt.tokens.units import merge
 from spiritrt.tokens.vocabulary import MODALITIES, format_speech
 
@@ -55,6 +56,16 @@ class TestLanguageModel:
     def test_last_logits(self, model, prompt):
         with torch.inference_mode():
             logits = model.lm.family.llama(torch.tensor([model.prompts[prompt]["ids"]]), last_only=True)[0, 0]
+        expected = model.logits[prompt]
+        assert np.abs(logits.numpy()[model.ids] - expected).max() <= 1e-4 * np.abs(expected).max()
+
+    @pytest.mark.parametrize("prompt", PROMPTS)
+    def test_last_logits_of_the_engine(self, model, prompt):
+        ids, engine = model.prompts[prompt]["ids"], model.lm.engine
+        slot = engine.open()
+        engine.step([Row(slot, tuple(ids[:-1]), draw=False)])
+        logits = engine.logits(slot, ids[-1:])[0]
+        engine.close(slot)
         expected = model.logits[prompt]
         assert np.abs(logits.numpy()[model.ids] - expected).max() <= 1e-4 * np.abs(expected).max()
 

@@ -5,10 +5,13 @@ The official layout is that of the public release (`speech_tokenizer/...`, `spir
 Tensors are memory-mapped and never unpickled beyond plain weights.
 """
 
+import ctypes
 import json
+import mmap
 import os
 import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +32,8 @@ MANIFEST = "spiritrt.json"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 OFFICIAL_NAMES = {"spirit-lm-base-7b": False, "spirit-lm-expressive-7b": True}
 ENVIRONMENT = "SPIRITLM_CHECKPOINTS_DIR"
+CACHE_ENVIRONMENT = "SPIRITRT_CACHE_DIR"
+MADV_DONTNEED = 4  # Linux: mapped pages are read from the file again when they are touched
 
 
 class CheckpointError(ValueError):
@@ -44,14 +49,21 @@ class Part:
     files: tuple[Path, ...]
     key: str | None = None  # the entry of a .pt that holds the tensors
 
-    def tensors(self, progress: str | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yields (name, memory-mapped tensor); with `progress` a bar of that title goes to standard error."""
+    def tensors(self, progress: str | None = None, once: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Yields (name, memory-mapped tensor); with `progress` a bar of that title goes to standard error.
+
+        With `once` each tensor is for reading until the next is asked for: what was mapped of it is let go then, so
+        that a model which is copied piece by piece does not count twice.
+        """
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=progress is None or not console.is_terminal) as bar:
             task = bar.add_task(progress or "", total=sum(f.stat().st_size for f in self.files))
             for file in self.files:
+                mapped = file.suffix == ".safetensors" or zipfile.is_zipfile(file)
                 for name, tensor in _read_tensors(file, self.key):
                     yield name, tensor
+                    if once and mapped:
+                        _let_go(tensor)
                     bar.advance(task, tensor.numel() * tensor.element_size())
 
     def load(self) -> dict[str, Tensor]:
@@ -125,9 +137,16 @@ def find(name_or_folder: str | Path) -> Checkpoint:
 
 
 def official_root() -> Path | None:
-    """The folder that SPIRITLM_CHECKPOINTS_DIR names, None where it is not set. No other variable is read."""
+    """The folder that SPIRITLM_CHECKPOINTS_DIR names, None where it is not set."""
     root = os.environ.get(ENVIRONMENT)
     return Path(root) if root else None
+
+
+def cache_root() -> Path:
+    """Where quantized weights are kept: the folder of SPIRITRT_CACHE_DIR, else `spiritrt` in the user's cache."""
+    if root := os.environ.get(CACHE_ENVIRONMENT):
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spiritrt"
 
 
 def _read_own(folder: Path) -> Checkpoint:
@@ -235,6 +254,16 @@ def _read_tensors(file: Path, key: str | None) -> Iterator[tuple[str, Tensor]]:
     for name, value in tensors.items():
         if isinstance(value, Tensor):
             yield name, value
+
+
+def _let_go(tensor: Tensor) -> None:
+    """Takes a tensor's pages of a mapped file out of this process's memory; the file keeps them."""
+    if sys.platform != "linux":
+        return
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > start:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:

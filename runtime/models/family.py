@@ -41,7 +41,7 @@ PITCH_WHERE_NONE, STYLE_WHERE_NONE = 0, STYLES_WHERE_NONE[0]  # for output of Ex
 
 
 class Family:
-    """The parts of one Spirit LM. Each is loaded when it is first used; `load_all` loads all of them.
+    """The parts of one Spirit LM. Each is loaded when it is first used; `load_all` loads all but the language model.
 
     `pitch_tracker` is "fcpe" or "yaapt". `dtype` is the language model's ("auto": as stored, or float32 for a model
     under 1 GiB on a CPU). The speech parts run in float32.
@@ -69,16 +69,16 @@ class Family:
         self.name = checkpoint.name
         self._pitch_tracker = pitch_tracker
         self._dtype = choices[dtype]
-        self._progress = progress
+        self.progress = progress
 
     @classmethod
     def load(cls, name_or_folder: str, device: str = "cpu", dtype: str = "auto", progress: bool = True) -> "Family":
-        """Finds a model (see `checkpoints.find`) and loads every part of it now."""
+        """Finds a model (see `checkpoints.find`) and loads every part now but the language model: engines load it."""
         return cls(checkpoints.find(name_or_folder), device, dtype, progress).load_all()
 
     def load_all(self) -> "Family":
-        """Loads every part now, and returns the family itself."""
-        for part in ("tokenizer", "llama", "hubert", "quantizer", "vocoder"):
+        """Loads every part but the language model, which an engine loads, and returns the family itself."""
+        for part in ("tokenizer", "hubert", "quantizer", "vocoder"):
             getattr(self, part)
         if self.expressive:
             _ = self.pitch_quantizer, self.style_classifier
@@ -97,19 +97,30 @@ class Family:
     def tokenizer(self) -> Tokenizer:
         if self.checkpoint.tokenizer is None:
             raise CheckpointError(f"{self.name} has no tokenizer.model in {self.checkpoint.folder}")
-        return Tokenizer(self.checkpoint.tokenizer, LlamaConfig.from_official(self._config("lm")).vocab_size)
+        return Tokenizer(self.checkpoint.tokenizer, self.lm_config.vocab_size)
+
+    @cached_property
+    def lm_config(self) -> LlamaConfig:
+        """Shape of the language model."""
+        return LlamaConfig.from_official(self._config("lm"))
+
+    @property
+    def lm_dtype(self) -> torch.dtype | None:
+        """Number format of the language model's weights, None where it is to be as they are stored."""
+        small = sum(f.stat().st_size for f in self.checkpoint.part("lm").files) < SMALL_BYTES
+        return self._dtype or (torch.float32 if small and self.device.type == "cpu" else None)
 
     @cached_property
     def llama(self) -> Llama:
-        """The language model, its weights memory-mapped one by one, so that loading needs little beyond their size."""
-        part = self.checkpoint.part("lm")
-        config = LlamaConfig.from_official(part.config)
+        """The language model in plain PyTorch, the truth for tests; an engine does not need it.
+
+        Weights are memory-mapped one by one, so that loading needs little beyond their size.
+        """
+        part, config = self.checkpoint.part("lm"), self.lm_config
         with torch.device("meta"):
             llama = Llama(config)
-        small = sum(f.stat().st_size for f in part.files) < SMALL_BYTES
-        dtype = self._dtype or (torch.float32 if small and self.device.type == "cpu" else None)
-        title = f"loading {self.name}" if self._progress else None
-        tensors = {name: tensor.to(self.device, dtype) for name, tensor in part.tensors(title)}
+        title = f"loading {self.name}" if self.progress else None
+        tensors = {name: tensor.to(self.device, self.lm_dtype) for name, tensor in part.tensors(title)}
         if config.tie_word_embeddings and "model.embed_tokens.weight" in tensors:
             tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
         with part.named_in_errors():

@@ -1,4 +1,7 @@
-"""Prints by how many bytes resident memory grows at most while a model is loaded and run, after a small one was."""
+"""Prints by how many bytes resident memory grows at most while a model is loaded and run, after a small one was.
+
+Arguments: a small model's folder, a large one's, and the format of an engine's weights or "plain" for the module.
+"""
 
 import re
 import sys
@@ -6,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from spiritrt.engine.engine import Engine
+from spiritrt.engine.steps import Row
 from spiritrt.models.checkpoints import find
 from spiritrt.models.family import Family
 
@@ -16,10 +21,15 @@ def status(entry: str) -> int:
 
 @torch.inference_mode()
 def load_and_run(root: str) -> None:
-    llama = Family(find(root), dtype="bfloat16", progress=False).llama
-    llama(torch.arange(16)[None])
-    for parameter in llama.parameters():
-        parameter.max()
+    family = Family(find(root), dtype="bfloat16", progress=False)
+    if sys.argv[3] == "plain":
+        family.llama(torch.arange(16)[None])
+        for parameter in family.llama.parameters():
+            parameter.max()
+        return
+    weights = "auto" if sys.argv[3] == "bf16" else sys.argv[3]
+    engine = Engine(family, slots=1, tokens=16, weights=weights, cache_folder=Path(root) / "cache", progress=False)
+    engine.step([Row(engine.open(), tuple(range(16)))])
 
 
 torch.set_num_threads(1)
