@@ -1,19 +1,24 @@
 """VocoderStream: exactness, time of a step by slots, time from unit to sound, and what a shorter look-ahead costs."""
 
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from spiritrt.bench.measure import Timed, clock, load_clips, machine, quantiles_ms
+from spiritrt.bench.measure import Timed, load_clips, machine, quantiles_ms, slots_over_one, threads, time_steps
 from spiritrt.duplex.streams import VocoderStream
 from spiritrt.models.family import Family
 from spiritrt.models.vocoder import Vocoder, VocoderConfig, vocode_expanded
+from spiritrt.tokens.units import PITCH_FRAMES, STYLE_FRAMES, Units
 
 FRAMES_80_MS = 2
-SLOTS = (1, 4, 8, 16)
+WARM_STEPS = 12  # until all stages are at work
+SLOTS: tuple[int, ...] = (1, 4, 8, 16)
+SLOTS_ON_GPU = (1, 8, 32, 128)
 LOOK_AHEADS = (0, 1, 2, 4, 8, 16)
 # fits the published size of the Base vocoder; random weights
 OFFICIAL_SHAPE = VocoderConfig(
@@ -30,83 +35,147 @@ OFFICIAL_SHAPE = VocoderConfig(
 )
 
 
-def bench_vocoder(model: str, folder: Path | None, clips: int, seconds: float, official_shape: bool) -> dict:
+PRECISIONS = (torch.bfloat16, torch.float16)  # measured beside float32 on a GPU
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Codes of one turn, one each frame; pitch and style for Expressive."""
+
+    units: list[int]
+    pitch: list[int] | None = None
+    style: list[int] | None = None
+
+    @classmethod
+    def from_units(cls, units: Units) -> "Turn":
+        """Raw frames of an encoder: pitch and style repeated to the unit rate."""
+        frames = range(len(units.hubert))
+
+        def spread(codes: Sequence[int] | None, width: int) -> list[int] | None:
+            return None if codes is None else [codes[min(i // width, len(codes) - 1)] for i in frames]
+
+        return cls(list(units.hubert), spread(units.pitch, PITCH_FRAMES), spread(units.style, STYLE_FRAMES))
+
+    def at(self, indices: Sequence[int]) -> tuple[list[int], list[int] | None, list[int] | None]:
+        """Codes of some frames, as `VocoderStream.accept` takes them; beyond the end they begin anew."""
+        units, pitch, style = (
+            None if codes is None else [codes[i % len(codes)] for i in indices]
+            for codes in (self.units, self.pitch, self.style)
+        )
+        return units or [], pitch, style
+
+    def offline(self, vocoder: Vocoder) -> Tensor:
+        """The whole sound, on the CPU."""
+        device = next(vocoder.parameters()).device
+        units, pitch, style = (
+            None if codes is None else torch.tensor(codes, device=device)
+            for codes in (self.units, self.pitch, self.style)
+        )
+        assert units is not None
+        return vocode_expanded(vocoder, units, pitch=pitch, style=style).cpu()
+
+
+def bench_vocoder(
+    model: str, folder: Path | None, clips: int, seconds: float, official_shape: bool, device: str = "cpu"
+) -> dict:
     """All of it, as JSON. `official_shape` takes random weights of the published size instead of the model's."""
-    family = Family.load(model, progress=False)
-    device = family.device
-    vocoder = Vocoder(OFFICIAL_SHAPE).eval().to(device) if official_shape else family.vocoder
-    if vocoder.config.num_f0_tokens or vocoder.config.num_style_tokens:
-        raise ValueError(f"the vocoder of {model} takes pitch or style codes; this benchmark drives Base vocoders")
-    turns = [list(family.encode(clip).hubert) for clip in load_clips(folder, clips, seconds)]
-    error = max(exact_error(vocoder, units) for units in turns)
-    by_slots = {str(slots): step_time(vocoder, turns[0], slots, device) for slots in SLOTS}
-    one = by_slots["1"]
-    latency = [{"look_ahead_frames": n, **low_latency(vocoder, turns, n)} for n in LOOK_AHEADS]
-    return {
+    family = Family.load(model, device, progress=False)
+    torch.manual_seed(0)
+    vocoder = Vocoder(OFFICIAL_SHAPE).eval().to(family.device) if official_shape else family.vocoder
+    encoded = [family.encode(clip) for group in load_clips(folder, clips, seconds).values() for clip in group]
+    turns = [Turn.from_units(units) for units in encoded]
+    if not vocoder.config.num_f0_tokens:
+        turns = [Turn(turn.units) for turn in turns]
+    # a GPU's convolutions are rounded to 10 bits by default, which is no fault of the stream's
+    torch.backends.cudnn.allow_tf32, tf32 = False, torch.backends.cudnn.allow_tf32
+    error = max(exact_error(vocoder, turn) for turn in turns)
+    torch.backends.cudnn.allow_tf32 = tf32
+    slots = SLOTS_ON_GPU if family.device.type == "cuda" else SLOTS
+    step = slots_over_one(lambda count: step_time(vocoder, turns[0], count), slots, family.device)
+    one = step["by_slots"]["1"]
+    with threads(1):
+        latency = [{"look_ahead_frames": n, **low_latency(vocoder, turns, n)} for n in LOOK_AHEADS]
+        if official_shape:  # random weights make next to no sound: only the time means something
+            latency = [{key: row[key] for key in ("look_ahead_frames", "step_ms_p50")} for row in latency]
+        unit_to_sound_ms = unit_to_sound(vocoder, turns[0])
+    result = {
         "summary": {
             "max_abs_error": error,
             "step_ms_p50": one["p50"],
             "rtf": one["rtf"],
-            "unit_to_sound_ms_p50": unit_to_sound(vocoder, turns[0]),
+            "unit_to_sound_ms_p50": unit_to_sound_ms,
             "python_share": one["python_share"],
-            "eight_slots_over_one": round(by_slots["8"]["p50"] / one["p50"], 2),
+            "eight_slots_over_one": step["eight_slots_over_one"],
             "delay_ms": round(VocoderStream(vocoder).delay_samples / vocoder.config.sampling_rate * 1e3, 1),
         },
         "model": "official shape, random weights" if official_shape else model,
+        "codes": "unit, pitch, style" if vocoder.config.num_f0_tokens else "unit",
         "parameters": sum(parameter.numel() for parameter in vocoder.parameters()),
-        "machine": machine(device),
-        "step": {"sound_ms": 80, "by_slots": by_slots},
+        "machine": machine(family.device),
+        "step": {"sound_ms": 80, **step},
         "low_latency": latency,
     }
+    if family.device.type == "cuda":
+        result["without_graphs"] = {str(n): step_time(vocoder, turns[0], n, graphs=False) for n in slots}
+        result["precisions"] = {
+            str(dtype).removeprefix("torch."): {
+                "snr_db": precision_snr(vocoder, turns, dtype),
+                "by_slots": {str(n): step_time(vocoder, turns[0], n, dtype=dtype) for n in slots},
+            }
+            for dtype in PRECISIONS
+        }
+    return result
 
 
-def exact_error(vocoder: Vocoder, units: Sequence[int]) -> float:
+def exact_error(vocoder: Vocoder, turn: Turn) -> float:
     """Largest difference of a sample between exact mode, fed frame by frame, and offline."""
-    stream = VocoderStream(vocoder)
-    packets = _run(stream, units)
-    offline = vocode_expanded(vocoder, torch.tensor(units, device=next(vocoder.parameters()).device)).cpu()
-    return float((torch.cat(packets) - offline).abs().max())
+    return float((torch.cat(_run(VocoderStream(vocoder), turn)) - turn.offline(vocoder)).abs().max())
 
 
-def step_time(vocoder: Vocoder, units: Sequence[int], slots: int, device: torch.device, steps: int = 40) -> dict:
-    """A step that makes 80 ms of sound for each of `slots`, all past their beginning."""
-    stream = VocoderStream(vocoder, slots)
+def precision_snr(vocoder: Vocoder, turns: Sequence[Turn], dtype: torch.dtype) -> float:
+    """Of the stream in `dtype` against offline in float32, in dB."""
+    pairs = [(torch.cat(_run(VocoderStream(vocoder, dtype=dtype), turn)), turn.offline(vocoder)) for turn in turns]
+    return _snr_db(pairs)
+
+
+def step_time(
+    vocoder: Vocoder,
+    turn: Turn,
+    slots: int,
+    dtype: torch.dtype = torch.float32,
+    graphs: bool | None = None,
+    steps: int = 40,
+) -> dict[str, float]:
+    """A step that makes 80 ms of sound for each of `slots`, all past their beginning; the real-time factor is one's."""
+    stream = VocoderStream(vocoder, slots, dtype=dtype, graphs=graphs)
     timed = Timed(stream._native)
     stream._native = timed  # type: ignore[assignment]
     opened = [stream.open() for _ in range(slots)]
-    times: list[float] = []
-    whole = 0.0
-    for step in range(steps + 12):
-        if step == 12:  # all stages are at work
-            times.clear()
-            whole = timed.seconds = 0.0
-        began, wall = clock(device), time.perf_counter()
+
+    def step(number: int) -> None:
         for slot in opened:
-            frames = [units[(FRAMES_80_MS * step + slot + i) % len(units)] for i in range(FRAMES_80_MS)]
-            stream.accept(slot, frames, frames=[1] * FRAMES_80_MS)
+            codes = turn.at([FRAMES_80_MS * number + slot + i for i in range(FRAMES_80_MS)])
+            stream.accept(slot, *codes, frames=[1] * FRAMES_80_MS)
         packets = stream.step()
-        whole += time.perf_counter() - wall
-        times.append(clock(device) - began)
-        assert step < 12 or len(packets) == slots
-    quantiles = quantiles_ms(times)
-    return {
-        **quantiles,
-        "rtf": round(quantiles["p50"] / 80 / slots, 4),
-        "python_share": round(1 - timed.seconds / whole, 4),
-    }
+        assert number < WARM_STEPS or len(packets) == slots
+
+    times = time_steps(step, timed, WARM_STEPS, steps, next(vocoder.parameters()).device)
+    return times | {"rtf": round(times["p50"] / 80 / slots, 4)}
 
 
-def unit_to_sound(vocoder: Vocoder, units: Sequence[int]) -> float:
+def unit_to_sound(vocoder: Vocoder, turn: Turn) -> float:
     """Median wall time in ms from a unit that makes a packet certain to that packet, at one slot."""
     stream = VocoderStream(vocoder)
     slot = stream.open()
     predicted = bool(vocoder.config.var_pred_hidden_dim)
     times = []
-    for previous, unit in zip([-1, *units], units, strict=False):
+    previous = -1
+    for index, unit in enumerate(turn.units):
         if unit == previous:
             continue
+        previous = unit
         began = time.perf_counter()
-        stream.accept(slot, [unit], frames=None if predicted else [2])
+        stream.accept(slot, *turn.at([index]), frames=None if predicted else [2])
         made = False
         while stream.ready() and not made:
             made = bool(stream.step())
@@ -117,40 +186,36 @@ def unit_to_sound(vocoder: Vocoder, units: Sequence[int]) -> float:
     return quantiles_ms(times or [0.0])["p50"]
 
 
-def low_latency(vocoder: Vocoder, turns: Sequence[Sequence[int]], look_ahead: int) -> dict[str, float]:
+def low_latency(vocoder: Vocoder, turns: Sequence[Turn], look_ahead: int) -> dict[str, float]:
     """What handing sound out after `look_ahead` frames costs: distance to offline, clicks, time."""
-    signal = noise = mel = mels = edge = inside = edges = insides = 0.0
+    mel = mels = edge = inside = edges = insides = 0.0
     times: list[float] = []
-    device = next(vocoder.parameters()).device
-    for units in turns:
-        stream = VocoderStream(vocoder, look_ahead_frames=look_ahead)
-        sound = torch.cat(_run(stream, units, times))
-        offline = vocode_expanded(vocoder, torch.tensor(units, device=device)).cpu()
-        signal += float(offline.square().sum())
-        noise += float((sound - offline).square().sum())
-        difference = (_log_mel(sound) - _log_mel(offline)).abs()
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for turn in turns:
+        sound = torch.cat(_run(VocoderStream(vocoder, look_ahead_frames=look_ahead), turn, times))
+        pairs.append((sound, turn.offline(vocoder)))
+        difference = (_log_mel(sound) - _log_mel(pairs[-1][1])).abs()
         mel, mels = mel + float(difference.sum()), mels + difference.numel()
-        flux, at_edge = _flux(sound, FRAMES_80_MS * vocoder.config.hop_samples)
+        flux, at_edge = spectral_flux(sound, FRAMES_80_MS * vocoder.config.hop_samples)
         edge, edges = edge + float(flux[at_edge].sum()), edges + int(at_edge.sum())
         inside, insides = inside + float(flux[~at_edge].sum()), insides + int((~at_edge).sum())
-    snr = 10 * torch.log10(torch.tensor(signal / max(noise, 1e-30)))
     return {
-        "snr_db": round(float(snr), 2),
+        "snr_db": _snr_db(pairs),
         "log_mel_db": round(mel / mels, 3),
         "flux_at_edges_over_elsewhere": round(edge / max(edges, 1) / (inside / max(insides, 1)), 3),
         "step_ms_p50": quantiles_ms(times)["p50"],
     }
 
 
-def _run(stream: VocoderStream, units: Sequence[int], times: list[float] | None = None) -> list[Tensor]:
+def _run(stream: VocoderStream, turn: Turn, times: list[float] | None = None) -> list[Tensor]:
     """Packets of a turn that comes frame by frame."""
     slot = stream.open()
     packets = []
-    for index, unit in enumerate([*units, None]):
-        if unit is None:
+    for index in range(len(turn.units) + 1):
+        if index == len(turn.units):
             stream.flush(slot)
         else:
-            stream.accept(slot, [unit], frames=[1])
+            stream.accept(slot, *turn.at([index]), frames=[1])
         while stream.ready():
             began = time.process_time()
             packets += [packet.samples for packet in stream.step()]
@@ -158,6 +223,13 @@ def _run(stream: VocoderStream, units: Sequence[int], times: list[float] | None 
                 times.append(time.process_time() - began)
     stream.close(slot)
     return packets
+
+
+def _snr_db(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Energy of the second of each pair over that of the difference, over all of them."""
+    signal = sum(float(offline.square().sum()) for _, offline in pairs)
+    noise = sum(float((sound - offline).square().sum()) for sound, offline in pairs)
+    return round(10 * math.log10(max(signal, 1e-30) / max(noise, 1e-30)), 2)
 
 
 def _log_mel(sound: Tensor, bands: int = 80, size: int = 1024, hop: int = 256, rate_hz: int = 16000) -> Tensor:
@@ -171,9 +243,12 @@ def _log_mel(sound: Tensor, bands: int = 80, size: int = 1024, hop: int = 256, r
     return 10 * torch.log10(torch.minimum(rising, falling).clamp(min=0) @ power + 1e-8)
 
 
-def _flux(sound: Tensor, packet: int, size: int = 256, hop: int = 64) -> tuple[Tensor, Tensor]:
-    """Spectral flux [T] of short windows, and which of them lie on a packet's edge."""
-    spectrum = torch.stft(sound, size, hop, window=torch.hann_window(size), return_complex=True).abs()
+def spectral_flux(sound: Tensor, packet: int, size: int = 32, hop: int = 8) -> tuple[Tensor, Tensor]:
+    """Spectral flux [T] of 2 ms windows, and which of them [T] lie on an edge of packets of so many samples.
+
+    Of the sound's differences: they leave less of the voice, and a click, which has all frequencies, stands out.
+    """
+    spectrum = torch.stft(sound.diff(), size, hop, window=torch.hann_window(size), return_complex=True).abs()
     flux = (spectrum[:, 1:] - spectrum[:, :-1]).clamp(min=0).sum(0)
     centre = torch.arange(1, spectrum.shape[1]) * hop
-    return flux, torch.minimum(centre % packet, packet - centre % packet) <= size // 2
+    return flux, torch.minimum(centre % packet, packet - centre % packet) <= size // 4

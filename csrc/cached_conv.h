@@ -16,17 +16,25 @@ namespace spiritrt {
 
 using Weights = std::unordered_map<std::string, at::Tensor>;
 
-// The tensor `name` of `weights`, in `dtype`, or an error that says what is missing or of another shape.
-at::Tensor take_weight(const Weights& weights, const std::string& name, at::IntArrayRef shape, at::ScalarType dtype);
+// The tensor `name` of `weights`, on the device and in the type of `options`, or an error that says what is missing or
+// of another shape.
+at::Tensor take_weight(const Weights& weights, const std::string& name, at::IntArrayRef shape,
+                       const at::TensorOptions& options);
+
+// A convolution [B, C_out, n] of x [B, C_in, N] without padding; `bias` may be undefined.
+at::Tensor convolve(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, int64_t stride,
+                    int64_t dilation);
 
 // Rows of a state tensor [slots, ...] that take part in a call.
 class SlotRows {
  public:
   SlotRows() = default;
   SlotRows(std::vector<int64_t> slots, const at::Device& device);
+  explicit SlotRows(at::Tensor index) : index_(std::move(index)) {}  // [B], int64, on the device
 
+  // Numbers of the slots; none where only the device knows them.
   const std::vector<int64_t>& slots() const { return slots_; }
-  int64_t size() const { return static_cast<int64_t>(slots_.size()); }
+  int64_t size() const { return index_.defined() ? index_.size(0) : static_cast<int64_t>(slots_.size()); }
   at::Tensor load(const at::Tensor& state) const;
   void store(at::Tensor& state, const at::Tensor& rows) const;
 

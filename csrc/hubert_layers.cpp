@@ -14,6 +14,7 @@
 #include <ATen/ops/relu.h>
 #include <ATen/ops/rsqrt.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -28,11 +29,6 @@ constexpr double kEpsilon = 1e-5;
 
 at::Tensor fp32_layer_norm(const at::Tensor& x, const Affine& norm) {
   return at::layer_norm(x.to(at::kFloat), norm.weight.sizes(), norm.weight, norm.bias, kEpsilon).to(x.scalar_type());
-}
-
-std::vector<int64_t> to_vector(const at::Tensor& x) {
-  const at::Tensor flat = x.to(at::kCPU).contiguous();
-  return {flat.const_data_ptr<int64_t>(), flat.const_data_ptr<int64_t>() + flat.numel()};
 }
 
 }  // namespace
@@ -55,15 +51,16 @@ int64_t HubertShape::frames(int64_t samples) const {
   return samples < receptive_samples() ? 0 : (samples - receptive_samples()) / hop_samples() + 1;
 }
 
-Affine::Affine(const Weights& weights, const std::string& name, at::IntArrayRef shape, at::ScalarType dtype)
-    : weight(take_weight(weights, name + ".weight", shape, dtype)),
-      bias(take_weight(weights, name + ".bias", {shape[0]}, dtype)) {}
+Affine::Affine(const Weights& weights, const std::string& name, at::IntArrayRef shape,
+               const at::TensorOptions& options)
+    : weight(take_weight(weights, name + ".weight", shape, options)),
+      bias(take_weight(weights, name + ".bias", {shape[0]}, options)) {}
 
 FrontEnd::FrontEnd(const HubertShape& shape, const Weights& weights, Norm norm,
                    std::optional<Calibration> calibration, int64_t freeze_frames, int64_t slots,
                    const at::TensorOptions& options)
     : shape_(shape), policy_(norm), freeze_frames_(freeze_frames) {
-  const auto dtype = options.dtype().toScalarType();
+  const at::TensorOptions fp32 = options.dtype(at::kFloat);
   int64_t in = 1;
   for (size_t i = 0; i < shape.conv_layers.size(); ++i) {
     const auto [channels, kernel, stride] = shape.conv_layers[i];
@@ -71,21 +68,21 @@ FrontEnd::FrontEnd(const HubertShape& shape, const Weights& weights, Norm norm,
                       " leaves samples out, which a stream does not support");
     const std::string name = "feature_extractor.conv_layers." + std::to_string(i);
     Layer layer;
-    layer.weight = take_weight(weights, name + ".0.weight", {channels, in, kernel}, dtype);
-    if (shape.conv_bias) layer.bias = take_weight(weights, name + ".0.bias", {channels}, dtype);
+    layer.weight = take_weight(weights, name + ".0.weight", {channels, in, kernel}, options);
+    if (shape.conv_bias) layer.bias = take_weight(weights, name + ".0.bias", {channels}, options);
     layer.stride = stride;
     layer.history = History(slots, in, kernel - stride, options);
     if (shape.layer_norm_extractor) {
-      layer.norm = Affine(weights, name + ".2.1", {channels}, at::kFloat);
+      layer.norm = Affine(weights, name + ".2.1", {channels}, fp32);
     } else if (i == 0) {
-      layer.norm = Affine(weights, name + ".2", {channels}, at::kFloat);
+      layer.norm = Affine(weights, name + ".2", {channels}, fp32);
     }
     layers_.push_back(std::move(layer));
     in = channels;
   }
-  norm_ = Affine(weights, "layer_norm", {in}, dtype);
+  norm_ = Affine(weights, "layer_norm", {in}, options);
   if (in != shape.encoder_embed_dim) {
-    projection_ = Affine(weights, "post_extract_proj", {shape.encoder_embed_dim, in}, dtype);
+    projection_ = Affine(weights, "post_extract_proj", {shape.encoder_embed_dim, in}, options);
   }
   const int64_t hop = shape.hop_samples(), overlap = shape.receptive_samples() - hop;
   lead_frames_ = ceil_div(overlap, hop);
@@ -107,12 +104,6 @@ FrontEnd::FrontEnd(const HubertShape& shape, const Weights& weights, Norm norm,
   }
 }
 
-at::Tensor FrontEnd::convolve(const Layer& layer, const at::Tensor& x) const {
-  constexpr int64_t padding = 0, dilation = 1;
-  return at::conv1d(x, layer.weight, layer.bias, at::IntArrayRef(layer.stride), at::IntArrayRef(padding),
-                    at::IntArrayRef(dilation));
-}
-
 at::Tensor FrontEnd::activate(const Layer& layer, const at::Tensor& x) const {
   if (!shape_.layer_norm_extractor) return at::gelu(x);
   return at::gelu(fp32_layer_norm(x.transpose(1, 2), layer.norm).transpose(1, 2));
@@ -126,9 +117,11 @@ at::Tensor FrontEnd::project(const at::Tensor& x) const {
 
 at::Tensor FrontEnd::whole(at::Tensor waveform) const {
   if (shape_.normalize) waveform = at::layer_norm(waveform, {waveform.size(1)});
+  constexpr int64_t padding = 0, dilation = 1;
   at::Tensor x = waveform.to(layers_[0].weight.scalar_type()).unsqueeze(1);
   for (const Layer& layer : layers_) {
-    x = convolve(layer, x);
+    x = at::conv1d(x, layer.weight, layer.bias, at::IntArrayRef(layer.stride), at::IntArrayRef(padding),
+                   at::IntArrayRef(dilation));
     if (&layer == &layers_[0] && !shape_.layer_norm_extractor) {
       x = at::group_norm(x.to(at::kFloat), x.size(1), layer.norm.weight, layer.norm.bias, kEpsilon).to(x.scalar_type());
     }
@@ -140,7 +133,7 @@ at::Tensor FrontEnd::whole(at::Tensor waveform) const {
 at::Tensor FrontEnd::next(const SlotRows& rows, const std::vector<int64_t>& fed, const at::Tensor& samples) {
   at::Tensor x = samples.to(layers_[0].weight.scalar_type()).unsqueeze(1);
   for (Layer& layer : layers_) {
-    x = convolve(layer, layer.history.join(rows, x, x.size(2)));
+    x = convolve(layer.history.join(rows, x, x.size(2)), layer.weight, layer.bias, layer.stride, 1);
     if (&layer == &layers_[0] && !shape_.layer_norm_extractor) x = normalize_first(rows, fed, x);
     x = activate(layer, x);
   }
@@ -178,28 +171,28 @@ void FrontEnd::reset(int64_t slot) {
   if (sums_.defined()) sums_.select(0, slot).zero_();
 }
 
-Encoder::Encoder(const HubertShape& shape, const Weights& weights, at::ScalarType dtype) : shape_(shape) {
+Encoder::Encoder(const HubertShape& shape, const Weights& weights, const at::TensorOptions& options) : shape_(shape) {
   const int64_t width = shape.encoder_embed_dim, inner = shape.encoder_ffn_embed_dim;
   const std::string pos = "encoder.pos_conv.";
   if (shape.conv_pos_batch_norm) {
-    batch_norm_ = Affine(weights, pos + "0", {width}, dtype);
-    batch_mean_ = take_weight(weights, pos + "0.running_mean", {width}, dtype);
-    batch_variance_ = take_weight(weights, pos + "0.running_var", {width}, dtype);
+    batch_norm_ = Affine(weights, pos + "0", {width}, options);
+    batch_mean_ = take_weight(weights, pos + "0.running_mean", {width}, options);
+    batch_variance_ = take_weight(weights, pos + "0.running_var", {width}, options);
   }
   position_ = Affine(weights, pos + (shape.conv_pos_batch_norm ? "1" : "0"),
-                     {width, width / shape.conv_pos_groups, shape.conv_pos}, dtype);
-  norm_ = Affine(weights, "encoder.layer_norm", {width}, dtype);
+                     {width, width / shape.conv_pos_groups, shape.conv_pos}, options);
+  norm_ = Affine(weights, "encoder.layer_norm", {width}, options);
   for (int64_t i = 0; i < shape.output_layer; ++i) {
     const std::string name = "encoder.layers." + std::to_string(i) + ".";
     Layer layer;
-    layer.query = Affine(weights, name + "self_attn.q_proj", {width, width}, dtype);
-    layer.key = Affine(weights, name + "self_attn.k_proj", {width, width}, dtype);
-    layer.value = Affine(weights, name + "self_attn.v_proj", {width, width}, dtype);
-    layer.out = Affine(weights, name + "self_attn.out_proj", {width, width}, dtype);
-    layer.attention_norm = Affine(weights, name + "self_attn_layer_norm", {width}, dtype);
-    layer.first = Affine(weights, name + "fc1", {inner, width}, dtype);
-    layer.second = Affine(weights, name + "fc2", {width, inner}, dtype);
-    layer.norm = Affine(weights, name + "final_layer_norm", {width}, dtype);
+    layer.query = Affine(weights, name + "self_attn.q_proj", {width, width}, options);
+    layer.key = Affine(weights, name + "self_attn.k_proj", {width, width}, options);
+    layer.value = Affine(weights, name + "self_attn.v_proj", {width, width}, options);
+    layer.out = Affine(weights, name + "self_attn.out_proj", {width, width}, options);
+    layer.attention_norm = Affine(weights, name + "self_attn_layer_norm", {width}, options);
+    layer.first = Affine(weights, name + "fc1", {inner, width}, options);
+    layer.second = Affine(weights, name + "fc2", {width, inner}, options);
+    layer.norm = Affine(weights, name + "final_layer_norm", {width}, options);
     layers_.push_back(std::move(layer));
   }
 }
@@ -259,35 +252,32 @@ at::Tensor Encoder::feed_forward(const Layer& layer, const at::Tensor& x) const 
   return at::linear(shape_.relu ? at::relu(inner) : at::gelu(inner), layer.second.weight, layer.second.bias);
 }
 
-Quantizer::Quantizer(const Weights& weights, at::ScalarType dtype) {
+Quantizer::Quantizer(const Weights& weights, const at::TensorOptions& options) {
   if (const auto found = weights.find("cluster_centers"); found != weights.end()) {
-    centers_ = found->second.detach().to(at::kFloat).contiguous();
+    centers_ = found->second.detach().to(options.device(), at::kFloat).contiguous();
     return;
   }
   for (size_t i = 0; i < layers_.size(); ++i) {
     const std::string name = std::to_string(2 * i);
     const auto found = weights.find(name + ".weight");
     TORCH_CHECK_VALUE(found != weights.end(), "the quantizer has neither cluster_centers nor ", name, ".weight");
-    layers_[i] = Affine(weights, name, found->second.sizes(), dtype);
+    layers_[i] = Affine(weights, name, found->second.sizes(), options);
   }
   blank_ = layers_.back().weight.size(0) - 1;
 }
 
-Classes Quantizer::operator()(const at::Tensor& features) const {
-  Classes classes;
+at::Tensor Quantizer::operator()(const at::Tensor& features) const {
   if (centers_.defined()) {
     constexpr int64_t without_matrix_product = 2;
     const at::Tensor flat = features.reshape({-1, features.size(-1)}).to(at::kFloat);
     const at::Tensor distance = at::cdist(flat, centers_, 2, without_matrix_product);
-    classes.best = classes.spoken = to_vector(distance.square().neg().argmax(-1));
-    return classes;
+    const at::Tensor best = distance.square().neg().argmax(-1).view({features.size(0), features.size(1)});
+    return at::stack({best, best}, 2);
   }
   at::Tensor x = at::leaky_relu(at::linear(features, layers_[0].weight, layers_[0].bias));
   x = at::leaky_relu(at::linear(x, layers_[1].weight, layers_[1].bias));
   x = at::linear(x, layers_[2].weight, layers_[2].bias);
-  classes.best = to_vector(x.argmax(-1));
-  classes.spoken = to_vector(x.narrow(-1, 0, blank_).argmax(-1));
-  return classes;
+  return at::stack({x.argmax(-1), x.narrow(-1, 0, blank_).argmax(-1)}, 2);
 }
 
 }  // namespace spiritrt

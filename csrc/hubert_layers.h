@@ -30,7 +30,7 @@ struct Affine {
   at::Tensor weight, bias;
 
   Affine() = default;
-  Affine(const Weights& weights, const std::string& name, at::IntArrayRef shape, at::ScalarType dtype);
+  Affine(const Weights& weights, const std::string& name, at::IntArrayRef shape, const at::TensorOptions& options);
 };
 
 // Mean and variance of each channel of the first convolution, where GroupNorm would take them over all time.
@@ -64,7 +64,6 @@ class FrontEnd {
     History history;
   };
 
-  at::Tensor convolve(const Layer& layer, const at::Tensor& x) const;
   at::Tensor activate(const Layer& layer, const at::Tensor& x) const;
   at::Tensor project(const at::Tensor& x) const;
   at::Tensor normalize_first(const SlotRows& rows, const std::vector<int64_t>& fed, const at::Tensor& x);
@@ -83,7 +82,7 @@ class FrontEnd {
 
 class Encoder {
  public:
-  Encoder(const HubertShape& shape, const Weights& weights, at::ScalarType dtype);
+  Encoder(const HubertShape& shape, const Weights& weights, const at::TensorOptions& options);
 
   // Features [B, T - first, D] of frames [B, T, D], from number `first` on: the last layer is computed for those alone.
   at::Tensor operator()(at::Tensor x, int64_t first = 0) const;
@@ -93,7 +92,8 @@ class Encoder {
     Affine query, key, value, out, attention_norm, first, second, norm;
   };
 
-  at::Tensor attend(const Layer& layer, const at::Tensor& x, int64_t first, const std::optional<at::Tensor>& mask) const;
+  at::Tensor attend(const Layer& layer, const at::Tensor& x, int64_t first,
+                    const std::optional<at::Tensor>& mask) const;
   at::Tensor feed_forward(const Layer& layer, const at::Tensor& x) const;
   at::Tensor layer_norm(const at::Tensor& x, const Affine& norm) const;
 
@@ -103,17 +103,13 @@ class Encoder {
   std::vector<Layer> layers_;
 };
 
-// Best classes of frames, and the best that are not the blank; equal where there is no blank.
-struct Classes {
-  std::vector<int64_t> best, spoken;  // row by row
-};
-
 class Quantizer {
  public:
-  Quantizer(const Weights& weights, at::ScalarType dtype);
+  Quantizer(const Weights& weights, const at::TensorOptions& options);
 
   int64_t blank() const { return blank_; }  // -1: none
-  Classes operator()(const at::Tensor& features) const;
+  // Best classes [B, T, 2] of features [B, T, D], int64: of all, and of those that are not the blank.
+  at::Tensor operator()(const at::Tensor& features) const;
 
  private:
   std::array<Affine, 3> layers_;

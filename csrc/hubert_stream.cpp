@@ -18,10 +18,10 @@ constexpr int64_t kShortestTurn = 1280;     // samples; offline drops what is sh
 constexpr int64_t kMostHeld = 2500;         // leading blanks (100 s) that wait for a unit
 constexpr int64_t kFramesAtOnce = 64;       // most that one run of the cached front end makes of a slot
 
-at::TensorOptions options_of(const Weights& weights) {
+at::TensorOptions options_of(const Weights& weights, at::ScalarType dtype) {
   const auto found = weights.find("layer_norm.weight");
   TORCH_CHECK_VALUE(found != weights.end(), "the weights have no layer_norm.weight");
-  return found->second.options().requires_grad(false);
+  return found->second.options().dtype(dtype).requires_grad(false);
 }
 
 // Where the statistics of a whole window are wanted, or the window is the whole turn, there is nothing to keep.
@@ -37,15 +37,15 @@ HubertStream::HubertStream(const HubertShape& shape, const Weights& hubert, cons
     : shape_(shape),
       options_(options),
       hop_(shape.hop_samples()),
-      device_(options_of(hubert).device()),
+      device_(options_of(hubert, options.dtype).device()),
       table_(options.slots),
       front_([&] {
         c10::InferenceMode guard;
         return FrontEnd(shape, hubert, shape.layer_norm_extractor ? Norm::window : options.norm, options.calibration,
-                        options.freeze_frames, options.slots, options_of(hubert));
+                        options.freeze_frames, options.slots, options_of(hubert, options.dtype));
       }()),
-      encoder_(shape, hubert, options_of(hubert).dtype().toScalarType()),
-      quantizer_(quantizer, options_of(hubert).dtype().toScalarType()),
+      encoder_(shape, hubert, options_of(hubert, options.dtype)),
+      quantizer_(quantizer, options_of(hubert, options.dtype)),
       cached_(keeps_front_end(shape, options)),
       slots_(options.slots) {
   TORCH_CHECK_VALUE(!shape.normalize || options.norm == Norm::window,
@@ -133,25 +133,66 @@ std::vector<int64_t> HubertStream::ready() {
 std::vector<HubertPacket> HubertStream::step() {
   OneThread driver(busy_, "HubertStream");
   c10::InferenceMode guard;
+  std::vector<HubertPacket> packets;
+  for (const Group& group : due_groups()) {
+    const int64_t rows = static_cast<int64_t>(group.windows.size());
+    at::Tensor classes;
+    if (group.frames) {
+      classes = at::empty({rows, group.frames - group.first, 2}, at::kLong);
+      for_each_part(rows, device_.is_cpu(), [&](int64_t begin, int64_t count) {
+        classes.narrow(0, begin, count).copy_(classify(gather(group, begin, count), group.first));
+      });
+    }
+    for (HubertPacket& packet : commit(group, classes)) packets.push_back(std::move(packet));
+  }
+  return packets;
+}
+
+std::vector<HubertPacket> HubertStream::step_with(const Compute& compute) {
+  OneThread driver(busy_, "HubertStream");
+  c10::InferenceMode guard;
+  const std::vector<Group> groups = due_groups();
+  std::vector<at::Tensor> classes(groups.size());
+  for (size_t i = 0; i < groups.size(); ++i) {
+    const Group& group = groups[i];
+    if (!group.frames) continue;
+    const bool full =
+        options_.left_frames && options_.look_ahead_frames &&
+        group.frames == *options_.left_frames + options_.chunk_frames + *options_.look_ahead_frames &&
+        (cached_ || group.samples == (group.frames - 1) * hop_ + shape_.receptive_samples());
+    const int64_t rows = static_cast<int64_t>(group.windows.size());
+    classes[i] = compute({gather(group, 0, rows), group.first, full});
+  }
+  std::vector<HubertPacket> packets;
+  for (size_t i = 0; i < groups.size(); ++i) {  // only now is the device waited for
+    const at::Tensor known = classes[i].defined() ? classes[i].to(at::kCPU).contiguous() : at::Tensor();
+    for (HubertPacket& packet : commit(groups[i], known)) packets.push_back(std::move(packet));
+  }
+  return packets;
+}
+
+at::Tensor HubertStream::classify(const at::Tensor& input, int64_t first) const {
+  c10::InferenceMode guard;
+  return quantizer_(encoder_(cached_ ? input : front_.whole(input), first));
+}
+
+std::vector<HubertStream::Group> HubertStream::due_groups() {
   std::vector<Window> windows;
   for (int64_t i = 0; i < table_.size(); ++i) {
     if (!table_.is_open(i)) continue;
     if (const auto window = due(i)) windows.push_back(*window);
   }
   if (cached_) feed(windows);
-  std::map<Key, std::vector<Window>> groups;
+  std::map<std::pair<int64_t, int64_t>, Group> groups;
   for (const Window& window : windows) {
-    groups[{window.end - window.begin, cached_ ? 0 : window_samples(window)}].push_back(window);
+    const int64_t frames = window.end - window.begin, samples = cached_ ? 0 : window_samples(window);
+    Group& group = groups.try_emplace({frames, samples}, Group{{}, frames, samples, frames}).first->second;
+    group.windows.push_back(window);
+    group.first = std::min(group.first, slots_[window.slot].committed - window.begin);
   }
-  std::vector<HubertPacket> packets;
-  for (const auto& [key, group] : groups) {
-    Classes classes;
-    int64_t first = key.first;  // frame of a window that some row commits first
-    for (const Window& window : group) first = std::min(first, slots_[window.slot].committed - window.begin);
-    if (key.first) classes = quantizer_(encoder_(gather(group, key.second), first));
-    for (size_t row = 0; row < group.size(); ++row) packets.push_back(commit(group[row], classes, row, first));
-  }
-  return packets;
+  std::vector<Group> list;
+  for (auto& [key, group] : groups) list.push_back(std::move(group));
+  return list;
 }
 
 int64_t HubertStream::frames_of(const Slot& slot) const {
@@ -183,28 +224,34 @@ void HubertStream::feed(const std::vector<Window>& windows) {
     }
     if (groups.empty()) return;
     for (const auto& [count, indices] : groups) {
-      const int64_t rows = static_cast<int64_t>(indices.size()), length = count * hop_;
-      at::Tensor samples = at::empty({rows, length}, at::kFloat);
-      std::vector<int64_t> fed;
-      for (int64_t row = 0; row < rows; ++row) {
-        const Slot& slot = slots_[indices[row]];
-        fed.push_back(slot.fed);
-        float* out = samples.mutable_data_ptr<float>() + row * length;
-        const int64_t begin = slot.fed * hop_ - front_.lead_samples();
-        for (int64_t i = 0; i < length; ++i) {
-          const int64_t at = begin + i;
-          out[i] = at < 0 ? 0.0f : slot.samples[at - slot.first_sample];
-        }
-      }
-      const at::Tensor frames = front_.next(SlotRows(indices, device_), fed, samples.to(device_));
-      for (int64_t row = 0; row < rows; ++row) {
-        Slot& slot = slots_[indices[row]];
-        const int64_t skipped = std::clamp<int64_t>(front_.lead_frames() - slot.fed, 0, count);
-        at::Tensor fresh = frames.select(0, row).narrow(0, skipped, count - skipped);
-        slot.frames = slot.frames.defined() ? at::cat({slot.frames, fresh}) : fresh.clone();
-        slot.fed += count;
-      }
+      for_each_part(static_cast<int64_t>(indices.size()), device_.is_cpu(),
+                    [&, frames = count, &slots = indices](int64_t first, int64_t rows) {
+                      feed({slots.begin() + first, slots.begin() + first + rows}, frames);
+                    });
     }
+  }
+}
+
+void HubertStream::feed(const std::vector<int64_t>& indices, int64_t count) {
+  const int64_t rows = static_cast<int64_t>(indices.size()), length = count * hop_;
+  at::Tensor samples = at::empty({rows, length}, at::kFloat);
+  std::vector<int64_t> fed;
+  for (int64_t row = 0; row < rows; ++row) {
+    const Slot& slot = slots_[indices[row]];
+    fed.push_back(slot.fed);
+    float* out = samples.mutable_data_ptr<float>() + row * length;
+    const int64_t begin = slot.fed * hop_ - front_.lead_samples();
+    const int64_t before = std::clamp<int64_t>(-begin, 0, length);  // zeros that lead the turn in
+    std::fill_n(out, before, 0.0f);
+    std::copy_n(slot.samples.data() + (begin + before - slot.first_sample), length - before, out + before);
+  }
+  const at::Tensor frames = front_.next(SlotRows(indices, device_), fed, samples.to(device_));
+  for (int64_t row = 0; row < rows; ++row) {
+    Slot& slot = slots_[indices[row]];
+    const int64_t skipped = std::clamp<int64_t>(front_.lead_frames() - slot.fed, 0, count);
+    const at::Tensor fresh = frames.select(0, row).narrow(0, skipped, count - skipped);
+    slot.frames = slot.frames.defined() ? at::cat({slot.frames, fresh}) : fresh.clone();
+    slot.fed += count;
   }
 }
 
@@ -216,43 +263,52 @@ int64_t HubertStream::window_samples(const Window& window) const {
   return end - window.begin * hop_;
 }
 
-at::Tensor HubertStream::gather(const std::vector<Window>& windows, int64_t samples) {
+at::Tensor HubertStream::gather(const Group& group, int64_t begin, int64_t count) {
   std::vector<at::Tensor> rows;
-  for (const Window& window : windows) {
+  for (int64_t row = begin; row < begin + count; ++row) {
+    const Window& window = group.windows[row];
     Slot& slot = slots_[window.slot];
     if (cached_) {
-      rows.push_back(slot.frames.narrow(0, window.begin - slot.first_frame, window.end - window.begin));
+      rows.push_back(slot.frames.narrow(0, window.begin - slot.first_frame, group.frames));
     } else {
-      float* begin = slot.samples.data() + (window.begin * hop_ - slot.first_sample);
-      rows.push_back(at::from_blob(begin, {samples}, at::kFloat));
+      float* samples = slot.samples.data() + (window.begin * hop_ - slot.first_sample);
+      rows.push_back(at::from_blob(samples, {group.samples}, at::kFloat));
     }
   }
-  const at::Tensor batch = at::stack(rows).to(device_);
-  return cached_ ? batch : front_.whole(batch);
+  return at::stack(rows).to(device_);
 }
 
-HubertPacket HubertStream::commit(const Window& window, const Classes& classes, size_t row, int64_t first) {
+std::vector<HubertPacket> HubertStream::commit(const Group& group, const at::Tensor& classes) {
+  std::vector<HubertPacket> packets;
+  for (size_t row = 0; row < group.windows.size(); ++row) {
+    packets.push_back(commit(group.windows[row], classes.defined() ? classes[row] : at::Tensor(), group.first));
+  }
+  return packets;
+}
+
+HubertPacket HubertStream::commit(const Window& window, const at::Tensor& classes, int64_t first) {
   Slot& slot = slots_[window.slot];
   const int64_t begin = window.begin + first, length = window.end - begin, blank = quantizer_.blank();
-  const int64_t* best = classes.best.data() + row * length;
-  const int64_t* spoken = classes.spoken.data() + row * length;
+  const int64_t* pairs = classes.defined() ? classes.const_data_ptr<int64_t>() : nullptr;
+  const auto best = [&](int64_t frame) { return pairs[2 * frame]; };
+  const auto spoken = [&](int64_t frame) { return pairs[2 * frame + 1]; };
   HubertPacket packet;
   packet.slot = window.slot;
   packet.start = slot.handed_out;
   const bool ends = slot.flushed && window.commit >= frames_of(slot);
   if (ends && slot.committed == 0) {
     // the whole turn is here, so blanks at its start can take its last unit as they do offline
-    for (int64_t i = 0; i < length; ++i) slot.last = best[i] == blank ? slot.last : best[i];
+    for (int64_t i = 0; i < length; ++i) slot.last = best(i) == blank ? slot.last : best(i);
   }
   for (int64_t i = slot.committed - begin; i < window.commit - begin; ++i) {
-    hand_out(slot, packet.units, best[i], spoken[i]);
+    hand_out(slot, packet.units, best(i), spoken(i));
   }
   slot.committed = window.commit;
   if (options_.provisional) {
     int64_t last = slot.last;
     for (int64_t i = window.commit - begin; i < length; ++i) {
-      last = best[i] != blank ? best[i] : last;
-      packet.provisional.push_back(last < 0 ? spoken[i] : last);
+      last = best(i) != blank ? best(i) : last;
+      packet.provisional.push_back(last < 0 ? spoken(i) : last);
     }
   }
   if (ends) {
@@ -288,10 +344,14 @@ Revision HubertStream::revise(const Slot& slot) {
   std::vector<int64_t> offline;
   if (frames_of(slot)) {
     const at::Tensor waveform = at::from_blob(const_cast<float*>(slot.samples.data()), {1, slot.accepted}, at::kFloat);
-    const Classes classes = quantizer_(encoder_(front_.whole(waveform.to(device_))));
+    const at::Tensor classes = quantizer_(encoder_(front_.whole(waveform.to(device_)))).to(at::kCPU).contiguous();
+    const int64_t* pairs = classes.const_data_ptr<int64_t>();
+    const int64_t* end = pairs + classes.numel();
     Slot fresh;
-    for (int64_t unit : classes.best) fresh.last = unit == quantizer_.blank() ? fresh.last : unit;
-    for (size_t i = 0; i < classes.best.size(); ++i) hand_out(fresh, offline, classes.best[i], classes.spoken[i]);
+    for (const int64_t* best = pairs; best < end; best += 2) {
+      fresh.last = *best == quantizer_.blank() ? fresh.last : *best;
+    }
+    for (const int64_t* best = pairs; best < end; best += 2) hand_out(fresh, offline, best[0], best[1]);
     offline.insert(offline.end(), fresh.held.begin(), fresh.held.end());
   }
   const size_t common = std::min(offline.size(), slot.history.size());

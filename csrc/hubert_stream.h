@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -12,6 +13,7 @@ namespace spiritrt {
 
 struct HubertStreamOptions {
   int64_t slots = 1;
+  at::ScalarType dtype = at::kFloat;
   std::optional<int64_t> left_frames;        // none: from the beginning of the turn
   int64_t chunk_frames = 1;
   std::optional<int64_t> look_ahead_frames;  // none: the whole turn, so nothing before it is flushed
@@ -39,8 +41,18 @@ struct HubertPacket {
   std::optional<Revision> revision;
 };
 
+// Windows of equal length.
+struct HubertBatch {
+  at::Tensor input;   // frames [R, T, D] on the device, or sound [R, N] where nothing of the front end is kept
+  int64_t first = 0;  // frame of a window that some row commits first: what is before it gets no class
+  bool full = false;  // the windows are as long as they get, so this shape comes again
+};
+
 class HubertStream {
  public:
+  // Classes [R, T - first, 2] of a batch, int64, on the device: calls `classify`, or replays what was recorded of it.
+  using Compute = std::function<at::Tensor(const HubertBatch&)>;
+
   HubertStream(const HubertShape& shape, const Weights& hubert, const Weights& quantizer,
                const HubertStreamOptions& options);
 
@@ -49,6 +61,10 @@ class HubertStream {
   void accept(int64_t slot, const at::Tensor& samples);
   std::vector<int64_t> ready();
   std::vector<HubertPacket> step();
+  // A step whose batches are classified by `compute`.
+  std::vector<HubertPacket> step_with(const Compute& compute);
+  // What `compute` must give. Keeps nothing, decides nothing on values, and never waits for the device.
+  at::Tensor classify(const at::Tensor& input, int64_t first) const;
   void flush(int64_t slot, std::optional<int64_t> end);
   void reset(int64_t slot);
   int64_t accepted(int64_t slot);
@@ -75,16 +91,22 @@ class HubertStream {
     int64_t slot = 0, begin = 0, end = 0, commit = 0;  // frames; the first `commit` of the turn become final
   };
 
-  // Rows of one batch have equally many frames and, without a cache, equally many samples.
-  using Key = std::pair<int64_t, int64_t>;
+  // Windows of one batch have equally many frames and, without a cache, equally many samples.
+  struct Group {
+    std::vector<Window> windows;
+    int64_t frames = 0, samples = 0, first = 0;
+  };
 
   int64_t frames_of(const Slot& slot) const;
   std::optional<Window> due(int64_t index) const;
+  std::vector<Group> due_groups();
   void feed(const std::vector<Window>& windows);
-  at::Tensor gather(const std::vector<Window>& windows, int64_t samples);
+  void feed(const std::vector<int64_t>& slots, int64_t count);
+  at::Tensor gather(const Group& group, int64_t begin, int64_t count);
+  std::vector<HubertPacket> commit(const Group& group, const at::Tensor& classes);
   int64_t window_samples(const Window& window) const;
-  // `classes` are those of the window's frames from number `first` on.
-  HubertPacket commit(const Window& window, const Classes& classes, size_t row, int64_t first);
+  // `classes` [T - first, 2] are those of the window's frames from number `first` on.
+  HubertPacket commit(const Window& window, const at::Tensor& classes, int64_t first);
   void hand_out(Slot& slot, std::vector<int64_t>& units, int64_t best, int64_t spoken);
   Revision revise(const Slot& slot);
   void forget(Slot& slot);

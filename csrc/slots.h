@@ -1,8 +1,11 @@
 // Slots of a batched stream and the rule that one thread drives it at a time.
 #pragma once
 
+#include <ATen/Parallel.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <numeric>
@@ -61,6 +64,21 @@ class OneThread {
  private:
   std::atomic<bool>& busy_;
 };
+
+// Calls work(first, count) for parts of `rows` rows, each on a thread of ATen's: one barrier a step, where threads
+// inside every operation meet hundreds of times. A single row, or a GPU, takes all in one call.
+template <typename Work>
+void for_each_part(int64_t rows, bool on_cpu, const Work& work) {
+  const int64_t parts = on_cpu && !at::in_parallel_region() ? std::min<int64_t>(at::get_num_threads(), rows) : 1;
+  if (parts <= 1) return work(0, rows);
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    c10::InferenceMode guard;
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t first = rows * part / parts;
+      work(first, rows * (part + 1) / parts - first);
+    }
+  });
+}
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
 

@@ -1,7 +1,10 @@
 #include "vocoder_layers.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/embedding.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/layer_norm.h>
 #include <ATen/ops/leaky_relu.h>
 #include <ATen/ops/linear.h>
@@ -20,10 +23,6 @@ namespace {
 constexpr double kSlope = 0.1, kLastSlope = 0.01;
 constexpr int64_t kLongestUnitFrames = 500;  // as in runtime/models/vocoder.py
 
-at::Tensor table(const Weights& weights, const std::string& name, int64_t count, int64_t width, at::ScalarType dtype) {
-  return count ? take_weight(weights, name + ".weight", {count, width}, dtype) : at::Tensor();
-}
-
 }  // namespace
 
 int64_t VocoderShape::hop_samples() const {
@@ -32,12 +31,18 @@ int64_t VocoderShape::hop_samples() const {
   return hop;
 }
 
-void zero_outside(at::Tensor& x, const std::vector<Span>& spans, int64_t rate, int64_t delay) {
+void zero_outside(at::Tensor& x, const Rows& rows, int64_t rate, int64_t delay) {
+  if (rows.inside) return;
   const int64_t length = x.size(2);
-  for (size_t row = 0; row < spans.size(); ++row) {
-    const int64_t first = spans[row].fed * rate - delay;
+  if (!rows.on_host()) {
+    const at::Tensor position = at::arange(length, rows.fed.options()) + (rows.fed * rate - delay);  // [B, 1, n]
+    x.masked_fill_(position.lt(0).logical_or_(position.ge(rows.total * rate)), 0);
+    return;
+  }
+  for (size_t row = 0; row < rows.spans.size(); ++row) {
+    const int64_t first = rows.spans[row].fed * rate - delay;
     const int64_t before = std::clamp<int64_t>(-first, 0, length);
-    const int64_t end = std::clamp<int64_t>(spans[row].total * rate - first, before, length);
+    const int64_t end = std::clamp<int64_t>(rows.spans[row].total * rate - first, before, length);
     if (before > 0) x.select(0, row).narrow(1, 0, before).zero_();
     if (end < length) x.select(0, row).narrow(1, end, length - end).zero_();
   }
@@ -51,15 +56,16 @@ int64_t ResidualBlock::delay() const {
 
 Generator::Generator(const VocoderShape& shape, const Weights& weights, int64_t slots,
                      const at::TensorOptions& options) {
-  const auto dtype = options.dtype().toScalarType();
   const int64_t width = shape.embedding_dim;
-  unit_table_ = table(weights, "dict", shape.num_embeddings, width, dtype);
-  pitch_table_ = table(weights, "f0_dict", shape.num_f0_tokens, width, dtype);
-  style_table_ = table(weights, "style_dict", shape.num_style_tokens, width, dtype);
-  speaker_table_ = table(weights, "spkr", shape.num_speakers, width, dtype);
-  named_style_table_ = table(weights, "style", shape.num_styles, width, dtype);
-  const int64_t kinds = 1 + (shape.num_f0_tokens > 0) + (shape.num_style_tokens > 0) + (shape.num_speakers > 0) +
-                        (shape.num_styles > 0);
+  const auto add_table = [&](const std::string& name, int64_t count, int64_t Codes::*field) {
+    if (count) tables_.push_back({take_weight(weights, name + ".weight", {count, width}, options), field});
+  };
+  add_table("dict", shape.num_embeddings, &Codes::unit);
+  add_table("f0_dict", shape.num_f0_tokens, &Codes::pitch);
+  add_table("style_dict", shape.num_style_tokens, &Codes::style);
+  add_table("spkr", shape.num_speakers, &Codes::speaker);
+  add_table("style", shape.num_styles, &Codes::named_style);
+  const int64_t kinds = static_cast<int64_t>(tables_.size());
   int64_t channels = shape.upsample_initial_channel, rate = 1;
   pre_ = CachedConv(weights, "conv_pre", width * kinds, channels, 7, 1, slots, options);
   int64_t delay = pre_.delay();
@@ -98,45 +104,42 @@ Generator::Generator(const VocoderShape& shape, const Weights& weights, int64_t 
   delay_samples_ = delay + post_.delay();
 }
 
-at::Tensor Generator::embed(const std::vector<Codes>& codes, int64_t rows) const {
-  std::vector<at::Tensor> parts;
-  const auto add = [&](const at::Tensor& table, int64_t Codes::*field) {
-    if (!table.defined()) return;
-    std::vector<int64_t> ids;
-    ids.reserve(codes.size());
-    for (const Codes& frame : codes) ids.push_back(frame.*field);
-    parts.push_back(at::embedding(table, at::tensor(ids, at::kLong).view({rows, -1}).to(table.device())));
-  };
-  add(unit_table_, &Codes::unit);
-  add(pitch_table_, &Codes::pitch);
-  add(style_table_, &Codes::style);
-  add(speaker_table_, &Codes::speaker);
-  add(named_style_table_, &Codes::named_style);
-  return at::cat(parts, 2).transpose(1, 2).contiguous();  // [B, C, n]
+at::Tensor Generator::pack(const std::vector<Codes>& codes, int64_t rows) const {
+  at::Tensor packed = at::empty({static_cast<int64_t>(tables_.size()), static_cast<int64_t>(codes.size())}, at::kLong);
+  int64_t* out = packed.mutable_data_ptr<int64_t>();
+  for (const Table& table : tables_) {
+    for (const Codes& frame : codes) *out++ = frame.*table.field;
+  }
+  return packed.view({packed.size(0), rows, -1});
 }
 
-at::Tensor Generator::run(const SlotRows& rows, const std::vector<Span>& spans, const std::vector<Codes>& codes,
-                          int64_t keep) {
-  const int64_t batch = rows.size(), frames = static_cast<int64_t>(codes.size()) / batch;
-  at::Tensor x = embed(codes, batch);
-  zero_outside(x, spans, 1, 0);
-  x = pre_(pre_.history.join(rows, x, keep));
-  zero_outside(x, spans, 1, pre_.delay());
+at::Tensor Generator::run(const Rows& rows, const at::Tensor& codes, int64_t keep) {
+  const int64_t batch = codes.size(1), frames = codes.size(2);
+  std::vector<at::Tensor> parts;
+  for (size_t kind = 0; kind < tables_.size(); ++kind) {
+    parts.push_back(at::embedding(tables_[kind].weight, codes.select(0, kind)));
+  }
+  at::Tensor x = at::cat(parts, 2).transpose(1, 2).contiguous();  // [B, C, n]
+  zero_outside(x, rows, 1, 0);
+  x = pre_(pre_.history.join(rows.slots, x, keep));
+  zero_outside(x, rows, 1, pre_.delay());
 
   std::vector<int64_t> present(batch);
   std::iota(present.begin(), present.end(), 0);
   // A layer has no work for a row whose beginning has not reached its input, or whose end has left its output: takes
   // the rows that are left, and says where they are.
-  const auto narrow_to_active = [&](int64_t rate_in, int64_t delay_in, int64_t rate_out, int64_t delay_out,
-                                    std::vector<Span>& some) {
+  const auto narrow_to_active = [&](int64_t rate_in, int64_t delay_in, int64_t rate_out, int64_t delay_out) {
+    if (rows.inside || !rows.on_host()) return rows;
     std::vector<int64_t> active, slots;
+    Rows some;
     for (int64_t row = 0; row < batch; ++row) {
-      const bool begun = (spans[row].fed + frames) * rate_in > delay_in;
-      const bool over = (spans[row].fed - spans[row].total) * rate_out >= delay_out;
+      const Span& span = rows.spans[row];
+      const bool begun = (span.fed + frames) * rate_in > delay_in;
+      const bool over = (span.fed - span.total) * rate_out >= delay_out;
       if (!begun || over) continue;
       active.push_back(row);
-      slots.push_back(rows.slots()[row]);
-      some.push_back(spans[row]);
+      slots.push_back(rows.slots.slots()[row]);
+      some.spans.push_back(span);
     }
     if (active != present) {
       at::Tensor chosen = at::zeros({static_cast<int64_t>(active.size()), x.size(1), x.size(2)}, x.options());
@@ -147,30 +150,28 @@ at::Tensor Generator::run(const SlotRows& rows, const std::vector<Span>& spans, 
       x = chosen;
       present = active;
     }
-    return SlotRows(slots, x.device());
+    some.slots = SlotRows(slots, x.device());
+    return some;
   };
   for (Stage& stage : stages_) {
-    std::vector<Span> some;
-    const SlotRows active =
-        narrow_to_active(stage.rate_in, stage.delay_in, stage.rate_out, stage.delay_out, some);
-    x = active.size() ? run_stage(stage, active, some, x, keep * stage.rate_in)
-                      : at::zeros({0, stage.up.channels, frames * stage.rate_out}, x.options());
+    const Rows active = narrow_to_active(stage.rate_in, stage.delay_in, stage.rate_out, stage.delay_out);
+    x = active.slots.size() ? run_stage(stage, active, x, keep * stage.rate_in)
+                            : at::zeros({0, stage.up.channels, frames * stage.rate_out}, x.options());
   }
-  std::vector<Span> some;
   const int64_t rate = stages_.back().rate_out;
-  const SlotRows active = narrow_to_active(rate, stages_.back().delay_out, rate, delay_samples_, some);
+  const Rows active = narrow_to_active(rate, stages_.back().delay_out, rate, delay_samples_);
   at::Tensor sound = at::zeros({batch, frames * rate}, x.options().dtype(at::kFloat));
-  if (!active.size()) return sound;
-  x = post_(post_.history.join(active, at::leaky_relu(x, kLastSlope), keep * rate)).tanh_().select(1, 0);
+  if (!active.slots.size()) return sound;
+  x = post_(post_.history.join(active.slots, at::leaky_relu(x, kLastSlope), keep * rate)).tanh_().select(1, 0);
+  if (static_cast<int64_t>(present.size()) == batch) return sound.copy_(x);
   for (size_t i = 0; i < present.size(); ++i) sound.select(0, present[i]).copy_(x.select(0, i));
   return sound;
 }
 
-at::Tensor Generator::run_stage(Stage& stage, const SlotRows& rows, const std::vector<Span>& spans,
-                                const at::Tensor& input, int64_t keep) {
-  at::Tensor x = stage.up(stage.up.history.join(rows, at::leaky_relu(input, kSlope), keep));
+at::Tensor Generator::run_stage(Stage& stage, const Rows& rows, const at::Tensor& input, int64_t keep) {
+  at::Tensor x = stage.up(stage.up.history.join(rows.slots, at::leaky_relu(input, kSlope), keep));
   keep *= stage.up.rate;
-  zero_outside(x, spans, stage.rate_out, stage.delay_up);
+  zero_outside(x, rows, stage.rate_out, stage.delay_up);
   const int64_t length = x.size(2);
   at::Tensor total;
   for (ResidualBlock& block : stage.blocks) {
@@ -178,18 +179,18 @@ at::Tensor Generator::run_stage(Stage& stage, const SlotRows& rows, const std::v
     int64_t delay = stage.delay_up;
     for (size_t i = 0; i < block.dilated.size(); ++i) {
       CachedConv &dilated = block.dilated[i], &plain = block.plain[i];
-      const at::Tensor joined = dilated.history.join(rows, y, keep);
+      const at::Tensor joined = dilated.history.join(rows.slots, y, keep);
       at::Tensor inner = dilated(at::leaky_relu(joined, kSlope));
       at::leaky_relu_(inner, kSlope);
       delay += dilated.delay();
-      zero_outside(inner, spans, stage.rate_out, delay);
-      inner = plain(plain.history.join(rows, inner, keep));
+      zero_outside(inner, rows, stage.rate_out, delay);
+      inner = plain(plain.history.join(rows.slots, inner, keep));
       delay += plain.delay();
       const int64_t lag = dilated.delay() + plain.delay();
       y = inner.add_(joined.narrow(2, dilated.history.length - lag, length));
-      zero_outside(y, spans, stage.rate_out, delay);
+      zero_outside(y, rows, stage.rate_out, delay);
     }
-    y = block.lag.join(rows, y, keep).narrow(2, 0, length);
+    y = block.lag.join(rows.slots, y, keep).narrow(2, 0, length);
     total = total.defined() ? total.add_(y) : y.clone();
   }
   return total.div_(static_cast<double>(stage.blocks.size()));
@@ -208,35 +209,35 @@ void Generator::reset(int64_t slot) {
   }
 }
 
-DurationPredictor::DurationPredictor(const VocoderShape& shape, const Weights& weights, int64_t slots,
-                                     const at::TensorOptions& options)
+DurationPredictor::DurationPredictor(const VocoderShape& shape, const Weights& weights, int64_t slots)
     : width_(shape.var_pred_hidden_dim) {
-  const auto dtype = options.dtype().toScalarType();
+  const at::TensorOptions options = at::TensorOptions().dtype(at::kFloat);
   const int64_t kernel = shape.var_pred_kernel_size;
-  table_ = table(weights, "dict", shape.num_embeddings, shape.embedding_dim, dtype);
+  const auto take = [&](const char* name, at::IntArrayRef sizes) {
+    return take_weight(weights, std::string("dur_predictor.") + name, sizes, options);
+  };
+  table_ = take_weight(weights, "dict.weight", {shape.num_embeddings, shape.embedding_dim}, options);
   first_ = CachedConv(weights, "dur_predictor.conv1.0", shape.embedding_dim, width_, kernel, 1, slots, options);
   second_ = CachedConv(weights, "dur_predictor.conv2.0", width_, width_, kernel, 1, slots, options);
-  first_scale_ = take_weight(weights, "dur_predictor.ln1.weight", {width_}, dtype);
-  first_shift_ = take_weight(weights, "dur_predictor.ln1.bias", {width_}, dtype);
-  second_scale_ = take_weight(weights, "dur_predictor.ln2.weight", {width_}, dtype);
-  second_shift_ = take_weight(weights, "dur_predictor.ln2.bias", {width_}, dtype);
-  weight_ = take_weight(weights, "dur_predictor.proj.weight", {1, width_}, dtype);
-  bias_ = take_weight(weights, "dur_predictor.proj.bias", {1}, dtype);
+  first_scale_ = take("ln1.weight", {width_});
+  first_shift_ = take("ln1.bias", {width_});
+  second_scale_ = take("ln2.weight", {width_});
+  second_shift_ = take("ln2.bias", {width_});
+  weight_ = take("proj.weight", {1, width_});
+  bias_ = take("proj.bias", {1});
 }
 
-std::vector<int64_t> DurationPredictor::run(const SlotRows& rows, const std::vector<Span>& spans,
-                                            const std::vector<int64_t>& units) {
-  const int64_t batch = rows.size(), count = static_cast<int64_t>(units.size()) / batch;
-  at::Tensor x = at::embedding(table_, at::tensor(units, at::kLong).view({batch, count}).to(table_.device()));
+std::vector<int64_t> DurationPredictor::run(const Rows& rows, const std::vector<int64_t>& units) {
+  const int64_t batch = rows.slots.size(), count = static_cast<int64_t>(units.size()) / batch;
+  at::Tensor x = at::embedding(table_, at::tensor(units, at::kLong).view({batch, count}));
   x = x.transpose(1, 2).contiguous();
-  zero_outside(x, spans, 1, 0);
-  x = at::relu(first_(first_.history.join(rows, x, count)));
+  zero_outside(x, rows, 1, 0);
+  x = at::relu(first_(first_.history.join(rows.slots, x, count)));
   x = at::layer_norm(x.transpose(1, 2), {width_}, first_scale_, first_shift_).transpose(1, 2).contiguous();
-  zero_outside(x, spans, 1, first_.delay());
-  x = at::relu(second_(second_.history.join(rows, x, count)));
+  zero_outside(x, rows, 1, first_.delay());
+  x = at::relu(second_(second_.history.join(rows.slots, x, count)));
   x = at::layer_norm(x.transpose(1, 2), {width_}, second_scale_, second_shift_);
-  x = at::linear(x, weight_, bias_).to(at::kFloat);
-  x = x.exp_().sub_(1).round_().clamp_(1, kLongestUnitFrames).to(at::kLong).to(at::kCPU).contiguous();
+  x = at::linear(x, weight_, bias_).exp_().sub_(1).round_().clamp_(1, kLongestUnitFrames).to(at::kLong).contiguous();
   return {x.const_data_ptr<int64_t>(), x.const_data_ptr<int64_t>() + x.numel()};
 }
 

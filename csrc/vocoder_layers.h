@@ -29,9 +29,20 @@ struct Span {
   int64_t total = kUnknown;
 };
 
+// Rows of a batch: their slots, and where each is. Either the host knows (`spans`), and rows are left out of layers
+// that have no work for them; or tensors say it, as a recorded CUDA graph needs, whose host code runs only once.
+struct Rows {
+  SlotRows slots;
+  std::vector<Span> spans;
+  at::Tensor fed, total;  // [B, 1, 1], int64, on the device
+  bool inside = false;    // all positions of all layers lie inside their turns
+
+  bool on_host() const { return !fed.defined(); }
+};
+
 // Zeroes what lies before the beginning or after the end of each row of x [B, C, n], whose first position is `delay`
 // positions behind frame `fed` at `rate` positions a frame: the zero padding of the offline convolution.
-void zero_outside(at::Tensor& x, const std::vector<Span>& spans, int64_t rate, int64_t delay);
+void zero_outside(at::Tensor& x, const Rows& rows, int64_t rate, int64_t delay);
 
 struct ResidualBlock {
   std::vector<CachedConv> dilated, plain;
@@ -60,32 +71,38 @@ class Generator {
   // Samples that output lags behind: what the last sample handed out needs of the future.
   int64_t delay_samples() const { return delay_samples_; }
 
-  // Sound [B, n * hop], float32, of n frames (`codes`, row by row); the state moves on by `keep` of them.
+  // Codes [kinds, rows, n], int64, on the CPU, of frames given row by row: what `run` takes.
+  at::Tensor pack(const std::vector<Codes>& codes, int64_t rows) const;
+
+  // Sound [B, n * hop], float32, of n frames of `codes` [kinds, B, n]; the state moves on by `keep` of them.
   // Its first sample is at time fed * hop - delay_samples().
-  at::Tensor run(const SlotRows& rows, const std::vector<Span>& spans, const std::vector<Codes>& codes, int64_t keep);
+  at::Tensor run(const Rows& rows, const at::Tensor& codes, int64_t keep);
 
   void reset(int64_t slot);
 
  private:
-  at::Tensor embed(const std::vector<Codes>& codes, int64_t rows) const;
-  at::Tensor run_stage(Stage& stage, const SlotRows& rows, const std::vector<Span>& spans, const at::Tensor& input,
-                       int64_t keep);
+  struct Table {
+    at::Tensor weight;
+    int64_t Codes::*field;
+  };
 
-  at::Tensor unit_table_, pitch_table_, style_table_, speaker_table_, named_style_table_;
+  at::Tensor run_stage(Stage& stage, const Rows& rows, const at::Tensor& input, int64_t keep);
+
+  std::vector<Table> tables_;  // of the kinds of codes that this vocoder has
   CachedConv pre_, post_;
   std::vector<Stage> stages_;
   int64_t delay_samples_ = 0;
 };
 
+// Always on the CPU in float32: what to compute next waits for durations, and they shall not depend on the precision.
 class DurationPredictor {
  public:
-  DurationPredictor(const VocoderShape& shape, const Weights& weights, int64_t slots,
-                    const at::TensorOptions& options);
+  DurationPredictor(const VocoderShape& shape, const Weights& weights, int64_t slots);
 
   int64_t delay_units() const { return first_.delay() + second_.delay(); }
 
   // Frames [B * n], row by row, of units `delay_units()` before those given ([B * n]); meaningless outside a row.
-  std::vector<int64_t> run(const SlotRows& rows, const std::vector<Span>& spans, const std::vector<int64_t>& units);
+  std::vector<int64_t> run(const Rows& rows, const std::vector<int64_t>& units);
 
   void reset(int64_t slot);
 

@@ -1,11 +1,13 @@
 #include "vocoder_stream.h"
 
 #include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
-#include <map>
 
 namespace spiritrt {
 
@@ -14,10 +16,10 @@ namespace {
 constexpr int64_t kFadeSamples = 160;      // 10 ms over which packets of the low-latency mode are joined
 constexpr int64_t kPredictorUnits = 64;    // most units a slot brings to one run of the predictor
 
-at::TensorOptions state_options(const Weights& weights) {
+at::TensorOptions state_options(const Weights& weights, at::ScalarType dtype) {
   const auto found = weights.find("dict.weight");
   TORCH_CHECK_VALUE(found != weights.end(), "the weights have no dict.weight");
-  return found->second.options().requires_grad(false);
+  return found->second.options().dtype(dtype).requires_grad(false);
 }
 
 void check_codes(const char* name, const std::vector<int64_t>& codes, int64_t count, size_t units) {
@@ -35,11 +37,11 @@ VocoderStream::VocoderStream(const VocoderShape& shape, const Weights& weights, 
     : shape_(shape),
       options_(options),
       hop_(shape.hop_samples()),
-      device_(state_options(weights).device()),
+      device_(state_options(weights, options.dtype).device()),
       table_(options.slots),
       generator_([&] {
         c10::InferenceMode guard;
-        return Generator(shape, weights, options.slots, state_options(weights));
+        return Generator(shape, weights, options.slots + 1, state_options(weights, options.dtype));
       }()),
       slots_(options.slots) {
   c10::InferenceMode guard;
@@ -48,7 +50,7 @@ VocoderStream::VocoderStream(const VocoderShape& shape, const Weights& weights, 
                     options.max_frames);
   TORCH_CHECK_VALUE(options.max_units >= 1, "max_units must be at least 1, got ", options.max_units);
   if (shape.var_pred_hidden_dim) {
-    predictor_ = std::make_unique<DurationPredictor>(shape, weights, options.slots, state_options(weights));
+    predictor_ = std::make_unique<DurationPredictor>(shape, weights, options.slots);
   }
   if (options.look_ahead_frames) {
     look_ahead_ = *options.look_ahead_frames;
@@ -155,17 +157,91 @@ std::vector<int64_t> VocoderStream::ready() {
 std::vector<VocoderPacket> VocoderStream::step() {
   OneThread driver(busy_, "VocoderStream");
   c10::InferenceMode guard;
+  std::vector<VocoderPacket> packets;
+  for (const auto& [frames, slots] : due()) {
+    const int64_t count = static_cast<int64_t>(slots.size());
+    at::Tensor sound = at::empty({count, (frames + guess_) * hop_}, at::kFloat);
+    for_each_part(count, device_.is_cpu(), [&](int64_t first, int64_t rows) {
+      const std::vector<int64_t> some(slots.begin() + first, slots.begin() + first + rows);
+      std::vector<Codes> codes;
+      codes.reserve(some.size() * (frames + guess_));
+      for (int64_t slot : some) append_codes(slots_[slot], frames + guess_, codes);
+      const at::Tensor packed = generator_.pack(codes, rows).to(device_);
+      sound.narrow(0, first, rows).copy_(generator_.run(rows_of(some, frames), packed, frames));
+    });
+    for (VocoderPacket& packet : hand_out(slots, frames, sound)) packets.push_back(std::move(packet));
+  }
+  return packets;
+}
+
+std::vector<VocoderPacket> VocoderStream::step_with(const Compute& compute) {
+  OneThread driver(busy_, "VocoderStream");
+  c10::InferenceMode guard;
+  const auto groups = due();
+  std::vector<at::Tensor> sounds;
+  for (const auto& [frames, slots] : groups) sounds.push_back(compute(pack(slots, frames)));
+  std::vector<VocoderPacket> packets;
+  size_t group = 0;
+  for (const auto& [frames, slots] : groups) {  // only now is the device waited for
+    const at::Tensor sound = sounds[group++].to(at::kCPU);
+    for (VocoderPacket& packet : hand_out(slots, frames, sound)) packets.push_back(std::move(packet));
+  }
+  return packets;
+}
+
+at::Tensor VocoderStream::run(const VocoderBatch& batch) {
+  c10::InferenceMode guard;
+  const Rows rows{SlotRows(batch.slots), {}, batch.fed, batch.total, batch.inside};
+  return generator_.run(rows, batch.codes, batch.frames);
+}
+
+VocoderBatch VocoderStream::spare_batch(int64_t rows, int64_t frames, bool inside) {
+  const std::vector<Codes> codes(rows * (frames + guess_));
+  const at::Tensor fed = at::zeros({rows, 1, 1}, at::kLong);
+  return {at::full({rows}, options_.slots, at::kLong), fed, at::full_like(fed, kUnknown), generator_.pack(codes, rows),
+          frames, inside};
+}
+
+// Brings the predictor up to date; then the frames that each slot can make.
+std::map<int64_t, std::vector<int64_t>> VocoderStream::due() {
   predict();
-  std::map<int64_t, std::vector<int64_t>> groups;  // frames of the step -> slots
+  std::map<int64_t, std::vector<int64_t>> groups;
   for (int64_t i = 0; i < table_.size(); ++i) {
     if (!table_.is_open(i)) continue;
     if (const int64_t frames = due_frames(slots_[i])) groups[frames].push_back(i);
   }
-  std::vector<VocoderPacket> packets;
-  for (const auto& [frames, slots] : groups) {
-    for (VocoderPacket& packet : synthesize(slots, frames)) packets.push_back(std::move(packet));
+  return groups;
+}
+
+Rows VocoderStream::rows_of(const std::vector<int64_t>& indices, int64_t frames) const {
+  Rows rows{SlotRows(indices, device_), {}, {}, {}, true};
+  for (int64_t i : indices) {
+    const Slot& slot = slots_[i];
+    rows.spans.push_back({slot.fed, slot.all_known() ? slot.known : kUnknown});
+    const Span& span = rows.spans.back();
+    rows.inside &= span.fed * hop_ >= generator_.delay_samples() && span.fed + frames + guess_ <= span.total;
   }
-  return packets;
+  return rows;
+}
+
+VocoderBatch VocoderStream::pack(const std::vector<int64_t>& indices, int64_t frames) const {
+  const Rows rows = rows_of(indices, frames);
+  const int64_t count = static_cast<int64_t>(indices.size());
+  int64_t padded = 1;
+  while (padded < count) padded *= 2;
+  at::Tensor place = at::zeros({3, padded}, at::kLong);
+  auto at_row = place.accessor<int64_t, 2>();
+  std::vector<Codes> codes;
+  codes.reserve(padded * (frames + guess_));
+  for (int64_t row = 0; row < padded; ++row) {
+    at_row[0][row] = row < count ? indices[row] : options_.slots;
+    at_row[1][row] = row < count ? rows.spans[row].fed : 0;
+    at_row[2][row] = row < count ? rows.spans[row].total : kUnknown;
+    if (row < count) append_codes(slots_[indices[row]], frames + guess_, codes);
+  }
+  codes.resize(padded * (frames + guess_));
+  return {place[0], place[1].view({-1, 1, 1}), place[2].view({-1, 1, 1}), generator_.pack(codes, padded), frames,
+          rows.inside};
 }
 
 bool VocoderStream::must_predict(const Slot& slot) const {
@@ -199,17 +275,17 @@ void VocoderStream::predict() {
     }
     if (groups.empty()) return;
     for (const auto& [count, indices] : groups) {
-      std::vector<Span> spans;
+      Rows rows{SlotRows(indices, at::kCPU), {}, {}, {}, false};
       std::vector<int64_t> units;
       for (int64_t i : indices) {
         const Slot& slot = slots_[i];
-        spans.push_back({slot.in_predictor, slot.flushed ? slot.accepted : kUnknown});
+        rows.spans.push_back({slot.in_predictor, slot.flushed ? slot.accepted : kUnknown});
         for (int64_t j = 0; j < count; ++j) {
           const int64_t unit = slot.in_predictor + j;
           units.push_back(unit < slot.accepted ? slot.units[unit - slot.first_unit()].codes.unit : 0);
         }
       }
-      const std::vector<int64_t> frames = predictor_->run(SlotRows(indices, device_), spans, units);
+      const std::vector<int64_t> frames = predictor_->run(rows, units);
       for (size_t row = 0; row < indices.size(); ++row) {
         Slot& slot = slots_[indices[row]];
         for (int64_t j = 0; j < count; ++j) {
@@ -257,20 +333,13 @@ void VocoderStream::feed(Slot& slot, int64_t frames) {
   }
 }
 
-std::vector<VocoderPacket> VocoderStream::synthesize(const std::vector<int64_t>& indices, int64_t frames) {
-  std::vector<Span> spans;
-  std::vector<Codes> codes;
-  codes.reserve(indices.size() * (frames + guess_));
-  for (int64_t i : indices) {
-    const Slot& slot = slots_[i];
-    spans.push_back({slot.fed, slot.all_known() ? slot.known : kUnknown});
-    append_codes(slot, frames + guess_, codes);
-  }
-  const at::Tensor sound = generator_.run(SlotRows(indices, device_), spans, codes, frames).to(at::kCPU);
+std::vector<VocoderPacket> VocoderStream::hand_out(const std::vector<int64_t>& indices, int64_t frames,
+                                                   const at::Tensor& sound) {
   std::vector<VocoderPacket> packets;
   for (size_t row = 0; row < indices.size(); ++row) {
-    feed(slots_[indices[row]], frames);
-    const int64_t first_sample = spans[row].fed * hop_ - generator_.delay_samples();
+    Slot& slot = slots_[indices[row]];
+    const int64_t first_sample = slot.fed * hop_ - generator_.delay_samples();
+    feed(slot, frames);
     VocoderPacket packet = emit(indices[row], sound.select(0, row), first_sample);
     if (packet.samples.size(0) || packet.final) packets.push_back(std::move(packet));
   }

@@ -3,6 +3,8 @@
 
 #include <atomic>
 #include <deque>
+#include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -15,6 +17,7 @@ namespace spiritrt {
 
 struct VocoderStreamOptions {
   int64_t slots = 1;
+  at::ScalarType dtype = at::kFloat;
   int64_t chunk_frames = 2;             // least frames a step takes from a slot
   int64_t max_frames = 16;              // most
   int64_t max_units = 4096;             // units that may wait in a slot
@@ -30,8 +33,21 @@ struct VocoderPacket {
   bool final = false;                               // nothing comes after it until `reset`
 };
 
+// Slots that make equally many frames in a step, as tensors on the CPU: what one run of the generator takes. The number
+// of rows is rounded up to a power of two, so that few shapes occur; the rows added are the stream's spare slot's.
+struct VocoderBatch {
+  at::Tensor slots;       // [R], int64
+  at::Tensor fed, total;  // [R, 1, 1], int64: see `Rows`
+  at::Tensor codes;       // [kinds, R, n], int64
+  int64_t frames = 0;     // frames by which the state moves on
+  bool inside = false;
+};
+
 class VocoderStream {
  public:
+  // Sound [R, n * hop] of a batch: calls `run`, or replays what was recorded of it.
+  using Compute = std::function<at::Tensor(const VocoderBatch&)>;
+
   VocoderStream(const VocoderShape& shape, const Weights& weights, const VocoderStreamOptions& options);
 
   int64_t open();
@@ -40,6 +56,13 @@ class VocoderStream {
               const std::optional<std::vector<int64_t>>& style, const std::optional<std::vector<int64_t>>& frames);
   std::vector<int64_t> ready();
   std::vector<VocoderPacket> step();
+  // A step whose batches are computed by `compute`.
+  std::vector<VocoderPacket> step_with(const Compute& compute);
+  // Sound of a batch whose tensors are on the device; makes no decision on their values and never waits for them. For
+  // `compute` alone: it is not checked that one thread drives the stream.
+  at::Tensor run(const VocoderBatch& batch);
+  // A batch of `rows` rows of the spare slot: what a graph is recorded with.
+  VocoderBatch spare_batch(int64_t rows, int64_t frames, bool inside);
   void flush(int64_t slot);
   void reset(int64_t slot);
   void set_speaker(int64_t slot, int64_t speaker);
@@ -80,7 +103,10 @@ class VocoderStream {
   void resolve(Slot& slot, int64_t unit, int64_t frames);
   void append_codes(const Slot& slot, int64_t frames, std::vector<Codes>& codes) const;
   void feed(Slot& slot, int64_t frames);
-  std::vector<VocoderPacket> synthesize(const std::vector<int64_t>& slots, int64_t frames);
+  std::map<int64_t, std::vector<int64_t>> due();  // frames of the step -> slots
+  Rows rows_of(const std::vector<int64_t>& slots, int64_t frames) const;
+  VocoderBatch pack(const std::vector<int64_t>& slots, int64_t frames) const;
+  std::vector<VocoderPacket> hand_out(const std::vector<int64_t>& slots, int64_t frames, const at::Tensor& sound);
   VocoderPacket emit(int64_t index, const at::Tensor& sound, int64_t first_sample);
   void clear(int64_t slot);
 

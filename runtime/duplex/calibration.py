@@ -21,7 +21,9 @@ def calibrate(hubert: Hubert, waveforms: Iterable[Tensor]) -> Statistics:
     Raises ValueError for a HuBERT without a GroupNorm, or no waveform of at least one frame.
     """
     if hubert.config.extractor_mode != "default":
-        raise ValueError(f"extractor_mode {hubert.config.extractor_mode!r} has no statistics over time to calibrate")
+        raise ValueError(
+            f"extractor_mode {hubert.config.extractor_mode!r} has no statistics over time to calibrate, nor needs any"
+        )
     weight = hubert.get_parameter("feature_extractor.conv_layers.0.0.weight")
     bias = hubert.get_parameter("feature_extractor.conv_layers.0.0.bias") if hubert.config.conv_bias else None
     stride = hubert.config.conv_layers[0][2]
@@ -42,7 +44,8 @@ def calibrate(hubert: Hubert, waveforms: Iterable[Tensor]) -> Statistics:
 
 
 def save_statistics(statistics: Statistics, file: Path) -> None:
-    """Writes them as safetensors."""
+    """Writes them as safetensors; folders on the way are made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     save_file({"mean": statistics[0], "variance": statistics[1]}, file)
 
 

@@ -1,5 +1,6 @@
 """Pitch and style of Expressive, as they are heard: windows of the offline models, a code committed once."""
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,6 +59,12 @@ class PitchStream:
             codes += self._encode(last, (last + self._look_ahead) * PITCH_SAMPLES)
         return codes
 
+    def fork(self) -> "PitchStream":
+        """A second stream that goes on from here, apart from this one."""
+        twin = copy.copy(self)
+        twin._sound = self._sound.fork()
+        return twin
+
     def flush(self, end: int | None = None) -> list[int]:
         """Commits what is left, up to sample `end`; a turn under 80 ms has no codes. `reset` before the next."""
         end = self._sound.end if end is None else min(end, self._sound.end)
@@ -112,6 +119,12 @@ class StyleStream:
             codes.append(self._classify(self._codes * STYLE_SAMPLES + self._lag))
         return codes
 
+    def fork(self) -> "StyleStream":
+        """A second stream that goes on from here, apart from this one."""
+        twin = copy.copy(self)
+        twin._sound = self._sound.fork()
+        return twin
+
     def flush(self, end: int | None = None) -> list[int]:
         """Commits what is left, up to sample `end`: as many codes as offline. `reset` before the next."""
         end = self._sound.end if end is None else min(end, self._sound.end)
@@ -143,8 +156,13 @@ class _Tail:
         finite = np.isfinite(samples)
         if not finite.all():
             raise ValueError(f"samples hold {samples[~finite][0]} at position {int(np.argmin(finite))}")
-        self._parts.append(samples)
+        self._parts.append(samples.copy())  # the caller may use its buffer again
         self.end += len(samples)
+
+    def fork(self) -> "_Tail":
+        twin = _Tail()
+        twin._parts, twin.start, twin.end = list(self._parts), self.start, self.end
+        return twin
 
     def window(self, start: int, end: int) -> Tensor:
         joined = _join(self._parts)

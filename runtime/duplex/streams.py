@@ -1,8 +1,11 @@
 """Both ends of the model as streams of many slots: sound to units as it is heard, units to sound as they are made.
 
 The faces of `csrc/`: the state of every slot and the order of the work are C++, the arithmetic is PyTorch's. A call
-releases the GIL. Two streams may be driven by two threads; a second thread inside one stream gets a RuntimeError. Every
-other error is a ValueError that names the bad value and leaves all slots as they were.
+releases the GIL. Two streams may be driven by two threads; a second thread inside one stream gets a RuntimeError. A bad
+value is a ValueError that names it (a TypeError where its type fits no signature) and leaves all slots as they were.
+
+On a CPU the slots of a step are spread over `torch.get_num_threads()` threads. On a GPU the arithmetic of a step is a
+CUDA graph for each shape that comes again, recorded when it first comes (which takes a moment; `record` does it ahead).
 """
 
 from collections.abc import Sequence
@@ -14,10 +17,16 @@ from torch import Tensor
 
 from spiritrt import _C
 from spiritrt.audio import Samples
+from spiritrt.duplex.step_graphs import StepGraphs
 from spiritrt.models.hubert import Hubert, KMeansQuantizer, LinearQuantizer
 from spiritrt.models.vocoder import Vocoder
 
 FRAME_MS = 40
+# The encoder's windows, chosen on 64 s of speech that nano was not trained on (bench/results/cpu/encoder.json).
+# 320 ms of look-ahead are the knee: 83% of the units are offline's, where 160 ms give 75% and 640 ms 85%. 4 s of past
+# give 4% more than 2 s for a third more time, and a chunk of 80 ms would take 1.6 times as much for as good units.
+# What waits in a window costs little at the end of a turn: closing it commits the rest.
+LEFT_MS, CHUNK_MS, LOOK_AHEAD_MS = 4000, 160, 320
 Norm = Literal["window", "running", "calibrated"]
 
 
@@ -34,7 +43,8 @@ class HubertStream:
     The convolutions before the transformer keep the end of their input, so that every sample goes through them once:
     exactly for `extractor_mode` "layer_norm". For "default" its GroupNorm needs statistics over time, taken by `norm`:
     "window" (of the window, with nothing kept), "running" (of the turn so far; they stand still after `freeze_s`), or
-    "calibrated" (`calibration`: mean and variance [C] of the first convolution's channels).
+    "calibrated" (`calibration`: mean and variance [C] of the first convolution's channels, which `spiritrt calibrate`
+    writes and `spiritrt.duplex.calibration.load_statistics` reads).
 
     Args:
         hubert, quantizer: the weights, on the device where the stream shall run.
@@ -47,6 +57,7 @@ class HubertStream:
         revise: whether the last packet of a turn compares it with offline.
         buffer_s: sound that a slot may hold; where it keeps the whole turn (`left_ms` None, `revise`), of a turn.
         dtype: of the computation: float32, or on CUDA bfloat16 or float16.
+        graphs: whether full windows go through `StepGraphs`; None: on CUDA.
     """
 
     def __init__(
@@ -55,9 +66,9 @@ class HubertStream:
         quantizer: LinearQuantizer | KMeansQuantizer,
         slots: int = 1,
         *,
-        left_ms: int | None = 2000,
-        chunk_ms: int = 160,
-        look_ahead_ms: int | None = 320,
+        left_ms: int | None = LEFT_MS,
+        chunk_ms: int = CHUNK_MS,
+        look_ahead_ms: int | None = LOOK_AHEAD_MS,
         norm: Norm = "window",
         calibration: tuple[Tensor, Tensor] | None = None,
         freeze_s: float = 0.0,
@@ -65,6 +76,7 @@ class HubertStream:
         revise: bool = False,
         buffer_s: float = 100.0,
         dtype: torch.dtype = torch.float32,
+        graphs: bool | None = None,
     ) -> None:
         config = hubert.config
         shape = _C.HubertShape()
@@ -74,9 +86,10 @@ class HubertStream:
             setattr(shape, name, getattr(config, name))
         self._native = _C.HubertStream(
             shape,
-            {name: tensor.detach().to(dtype) for name, tensor in hubert.state_dict().items()},
-            {name: tensor.detach().to(dtype) for name, tensor in quantizer.state_dict().items()},
+            hubert.state_dict(),
+            quantizer.state_dict(),
             slots=slots,
+            dtype=dtype,
             left_frames=None if left_ms is None else -(-left_ms // FRAME_MS),
             chunk_frames=_frames("chunk_ms", chunk_ms) or 0,
             look_ahead_frames=_frames("look_ahead_ms", look_ahead_ms),
@@ -87,6 +100,7 @@ class HubertStream:
             revise=revise,
             buffer_samples=round(buffer_s * config.sample_rate),
         )
+        self._graphs = _graphs(graphs, hubert)
 
     def open(self) -> int:
         """Takes a free slot into use and returns its number."""
@@ -102,7 +116,9 @@ class HubertStream:
         Raises ValueError for another dtype or shape, NaN or infinite samples, more than the slot may hold, a slot that
         is not open, or one that was flushed and not reset.
         """
-        self._native.accept(slot, torch.from_numpy(samples) if isinstance(samples, np.ndarray) else samples)
+        if isinstance(samples, np.ndarray):  # a received packet is often read-only, which torch warns of
+            samples = torch.from_numpy(np.require(samples, requirements=["C", "W"]))
+        self._native.accept(slot, samples)
 
     def accepted(self, slot: int) -> int:
         """Samples of the slot's turn so far."""
@@ -118,7 +134,19 @@ class HubertStream:
         A packet has `slot`, `units` (one each 40 ms), `start` (the index of the first in the turn), `provisional`,
         `final`, and where asked `revision`: `changed` units, the `first` of them, and offline's `tail` from there on.
         """
-        return self._native.step()
+        return self._native.step() if self._graphs is None else self._native.step_with(self._classify)
+
+    def _classify(self, batch: _C.HubertBatch) -> Tensor:
+        if not batch.full:
+            return self._native.classify(batch.input, batch.first)
+        assert self._graphs is not None
+        first, rows = batch.first, len(batch.input)
+        shape = (1 << (rows - 1).bit_length(), *batch.input.shape[1:])  # few numbers of rows, so few graphs
+        key = (shape, first)
+        if key not in self._graphs:
+            spare = torch.zeros(shape).to(batch.input)
+            self._graphs.record(key, (spare,), lambda inputs: self._native.classify(inputs[0], first))
+        return self._graphs(key, (batch.input,))[:rows]
 
     def flush(self, slot: int, end: int | None = None) -> None:
         """Ends a slot's turn, at sample `end` where given: steps commit the rest, the last packet is `final`.
@@ -146,7 +174,9 @@ class VocoderStream:
         chunk_frames: least frames that a step makes for a slot, and so the packet while units come one by one.
         max_frames: most frames that a step makes for a slot.
         max_units: units that may wait in a slot; more are refused.
-        dtype: of the computation; float32, or on CUDA bfloat16 or float16. Sound is float32.
+        dtype: of the computation; float32, or on CUDA bfloat16 or float16. Sound is float32, and durations are always
+            predicted in float32 on the CPU.
+        graphs: whether steps go through `StepGraphs`; None: on CUDA.
     """
 
     def __init__(
@@ -159,19 +189,23 @@ class VocoderStream:
         max_frames: int = 16,
         max_units: int = 4096,
         dtype: torch.dtype = torch.float32,
+        graphs: bool | None = None,
     ) -> None:
         shape = _C.VocoderShape()
         for name in (name for name in dir(shape) if not name.startswith("_")):
             setattr(shape, name, getattr(vocoder.config, name))
         self._native = _C.VocoderStream(
             shape,
-            {name: tensor.detach().to(dtype) for name, tensor in vocoder.state_dict().items()},
+            vocoder.state_dict(),
             slots=slots,
+            dtype=dtype,
             chunk_frames=chunk_frames,
             max_frames=max_frames,
             max_units=max_units,
             look_ahead_frames=look_ahead_frames,
         )
+        self._slots, self._chunk = slots, chunk_frames
+        self._graphs = _graphs(graphs, vocoder)
 
     @property
     def delay_samples(self) -> int:
@@ -228,7 +262,33 @@ class VocoderStream:
         A packet has `slot`, `samples` (float32 [N], 16 kHz), `start` (its first sample, counted from the turn's
         beginning), `units` (pairs of a unit's index in the turn and its samples in this packet) and `final`.
         """
-        return self._native.step()
+        return self._native.step() if self._graphs is None else self._native.step_with(self._sound)
+
+    def record(self) -> None:
+        """Records the steps of `chunk_frames` for all numbers of slots ahead, where steps are recorded at all."""
+        rows = 1
+        while self._graphs is not None and rows < 2 * self._slots:
+            for inside in (False, True):
+                self._record(rows, self._chunk, inside)
+            rows *= 2
+
+    def _record(self, rows: int, frames: int, inside: bool) -> None:
+        assert self._graphs is not None
+        if (rows, frames, inside) in self._graphs:
+            return
+        batch = self._native.spare_batch(rows, frames, inside)
+
+        def run(inputs: tuple[Tensor, ...]) -> Tensor:
+            batch.slots, batch.fed, batch.total, batch.codes = inputs
+            return self._native.run(batch)
+
+        self._graphs.record((rows, frames, inside), _tensors(batch), run)
+
+    def _sound(self, batch: _C.VocoderBatch) -> Tensor:
+        assert self._graphs is not None
+        key = (len(batch.slots), batch.frames, batch.inside)
+        self._record(*key)
+        return self._graphs(key, _tensors(batch))
 
     def flush(self, slot: int) -> None:
         """Ends a slot's turn: steps hand out the rest, the last packet is `final`."""
@@ -245,6 +305,15 @@ class VocoderStream:
     def set_named_style(self, slot: int, named_style: int) -> None:
         """The named style (Base) of the units that a slot takes from now on."""
         self._native.set_named_style(slot, named_style)
+
+
+def _tensors(batch: _C.VocoderBatch) -> tuple[Tensor, ...]:
+    return batch.slots, batch.fed, batch.total, batch.codes
+
+
+def _graphs(wanted: bool | None, model: torch.nn.Module) -> StepGraphs | None:
+    device = next(model.parameters()).device
+    return StepGraphs(device) if wanted or (wanted is None and device.type == "cuda") else None
 
 
 def _frames(name: str, ms: int | None) -> int | None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import spiritrt
 from spiritrt.duplex.prosody import PitchStream, StyleStream
 from spiritrt.models.pitch import PitchQuantizer, PitchTrack, encode_pitch, pitch_quantizer_from_official
 from spiritrt.models.style import StyleClassifier, encode_style, style_classifier_from_official
@@ -91,6 +92,16 @@ def test_silence_and_noise_give_codes(quantizer: PitchQuantizer, classifier: Sty
     assert len(style) == 2 and all(0 <= code < 100 for code in style)
 
 
+@pytest.mark.parametrize("level", [0.0, 1e-3])
+def test_the_real_tracker_gives_codes_for_silence_and_noise(expressive_lm: spiritrt.SpiritLM, level: float) -> None:
+    """Nothing is voiced, so there is no mean F0 to subtract; the first windows are as short as windows get."""
+    family = expressive_lm.family
+    sound = (level * np.random.default_rng(0).standard_normal(8000)).astype(np.float32)
+    stream = PitchStream(family.pitch_tracker, family.pitch_quantizer, chunk_ms=80, look_ahead_ms=0)
+    codes = _stream(stream, sound, 640)
+    assert len(codes) == 6 and all(0 <= code < 64 for code in codes)
+
+
 def test_the_first_80_ms_have_a_pitch_code(quantizer: PitchQuantizer) -> None:
     stream = PitchStream(LevelTracker(), quantizer, chunk_ms=80, look_ahead_ms=0)
     assert stream.accept(_sound(1279)) == []
@@ -125,6 +136,18 @@ def test_flush_leaves_out_what_comes_after_the_end(quantizer: PitchQuantizer, cl
     style = StyleStream(classifier)
     committed = style.accept(sound)
     assert len(committed + style.flush(20000)) == 3  # what was committed stays
+
+
+def test_a_buffer_can_be_used_again(quantizer: PitchQuantizer, classifier: StyleClassifier) -> None:
+    sound = _sound(24000)
+    buffer = np.zeros(800, np.float32)
+    for stream in (PitchStream(LevelTracker(), quantizer), StyleStream(classifier)):
+        expected = _stream(stream, sound, 800)
+        codes: list[int] = []
+        for start in range(0, len(sound), 800):
+            buffer[:] = sound[start : start + 800]
+            codes += stream.accept(buffer)
+        assert codes + stream.flush() == expected
 
 
 def test_bad_input_is_named(quantizer: PitchQuantizer, classifier: StyleClassifier) -> None:
