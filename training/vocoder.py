@@ -1,7 +1,8 @@
 """Training of the unit HiFi-GAN: spectral losses first, then two light discriminators, then the duration predictor.
 
 Only the voices that nano speaks with are trained on. `lively` and `subdued` lines are left out: units carry no pitch,
-and what the input cannot tell the output can only blur.
+and what the input cannot tell the output can only blur. With `--shards` of an Expressive family pitch and style codes
+are inputs as well, and all styles are trained on; `--begin` starts from a Base vocoder, whose voices it keeps.
 
     python -m spiritrt.training.vocoder --out build/nano --minutes 85
 """
@@ -9,129 +10,39 @@ and what the input cannot tell the output can only blur.
 import argparse
 import json
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from tqdm import tqdm
 
-from spiritrt.models.checkpoints import save_part
+from spiritrt.models.checkpoints import find, save_part
 from spiritrt.models.vocoder import ResidualBlock, Vocoder, VocoderConfig, vocoder_from_official
-from spiritrt.training.checkpoint import Average, Budget, Schedule, load_checkpoint, rounded, save_checkpoint, set_lr
-from spiritrt.training.corpora.manifest import AudioStore, Clip
+from spiritrt.training.checkpoint import Average, Budget, Schedule, load_checkpoint, rounded, set_lr
+from spiritrt.training.corpora.manifest import AudioStore
 from spiritrt.training.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
+from spiritrt.training.loop import train
 from spiritrt.training.losses import SpectralLoss
 from spiritrt.training.units import HOP_SAMPLES
-
-SPEAKERS = ("am_michael", "bf_emma", "af_heart", "bm_george")
-OFFICIAL_CONFIG: dict[str, object] = {
-    "resblock": "1",
-    "upsample_rates": [5, 4, 4, 4, 2],
-    "upsample_kernel_sizes": [11, 8, 8, 8, 4],
-    "upsample_initial_channel": 320,
-    "resblock_kernel_sizes": [3, 7],
-    "resblock_dilation_sizes": [[1, 3], [1, 3]],
-    "num_embeddings": 501,
-    "embedding_dim": 128,
-    "model_in_dim": 256,
-    "code_hop_size": 640,
-    "sampling_rate": 16000,
-    "multispkr": "from_input_file",
-    "num_speakers": len(SPEAKERS),
-    "dur_predictor_params": {
-        "encoder_embed_dim": 128,
-        "var_pred_hidden_dim": 128,
-        "var_pred_kernel_size": 3,
-        "var_pred_dropout": 0.3,
-    },
-    "speakers": list(SPEAKERS),
-}
-Units = NDArray[np.int64]
+from spiritrt.training.vocoder_data import (
+    ALL_STYLES,
+    OFFICIAL_CONFIG,
+    Units,
+    VocoderData,
+    VocoderTraining,
+    read_codes,
+    read_units,
+    run_lengths,
+)
 
 
-@dataclass(frozen=True, slots=True)
-class VocoderTraining:
-    """How the vocoder is trained; times in frames of 40 ms, steps are optimizer steps."""
-
-    steps: int = 11000
-    gan_from: int = 11000
-    batch: int = 2
-    frames: int = 32
-    lr: float = 1e-3
-    gan_lr: float = 2e-4
-    gan_frames: int = 12
-    swap_units: float = 0.04
-    encoder_share: float = 0.7
-    duration_steps: int = 900
-    styles: tuple[str, ...] = ("neutral", "fast", "slow")
-    speaker_weights: tuple[float, ...] = (0.33, 0.16, 0.35, 0.16)
-    seed: int = 7
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.frames, self.gan_frames) < 1 or self.gan_frames > self.frames:
-            raise ValueError(f"steps, batch and frames must be positive, gan_frames at most frames: {self}")
-        if len(self.speaker_weights) != len(SPEAKERS):
-            raise ValueError(f"speaker_weights needs {len(SPEAKERS)} values, got {self.speaker_weights}")
-
-
-class VocoderData:
-    """Random aligned crops of units and sound; a batch is a function of (seed, step) alone."""
-
-    def __init__(
-        self,
-        store: AudioStore,
-        targets: Mapping[str, Units],
-        encoded: Sequence[Mapping[str, Units]],
-        inventory: list[str],
-        training: VocoderTraining,
-    ) -> None:
-        self.store, self.targets, self.encoded, self.training = store, targets, encoded, training
-        self.by_speaker: list[list[Clip]] = [
-            [
-                clip for clip in store.clips.values()
-                if clip.speaker == speaker and clip.split == "train" and clip.style in training.styles
-                and len(targets.get(clip.id, ())) >= training.frames
-            ]
-            for speaker in SPEAKERS
-        ]  # fmt: skip
-        empty = [s for s, clips in zip(SPEAKERS, self.by_speaker, strict=True) if not clips]
-        if empty:
-            raise ValueError(f"no training utterances of {training.frames} frames for the voices {empty}")
-        self.weights = [np.array([c.length for c in clips], float) for clips in self.by_speaker]
-        names = np.array(inventory)
-        self.siblings = [np.flatnonzero(names == name) for name in names]
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Units [B, F], speakers [B] and sound [B, F * 640] for a step."""
-        t = self.training
-        rng = np.random.default_rng((t.seed, step))
-        units, sound = np.empty((t.batch, t.frames), np.int64), np.empty((t.batch, t.frames * HOP_SAMPLES), np.float32)
-        share = np.array(t.speaker_weights) / sum(t.speaker_weights)
-        speakers = rng.choice(len(SPEAKERS), size=t.batch, p=share)
-        for row, speaker in enumerate(speakers):
-            weights = self.weights[speaker]
-            clip = self.by_speaker[speaker][rng.choice(len(weights), p=weights / weights.sum())]
-            line = self.targets[clip.id]
-            if self.encoded and rng.random() < t.encoder_share:
-                line = self.encoded[int(rng.integers(len(self.encoded)))].get(clip.id, line)
-            first = int(rng.integers(len(line) - t.frames + 1))
-            cut = line[first : first + t.frames].copy()
-            for at in np.flatnonzero(rng.random(t.frames) < t.swap_units):
-                cut[at] = rng.choice(self.siblings[cut[at]])
-            units[row] = cut
-            sound[row] = self.store.read(clip, first * HOP_SAMPLES, t.frames * HOP_SAMPLES)
-        return torch.from_numpy(units), torch.from_numpy(speakers), torch.from_numpy(sound)
-
-
-def build_vocoder() -> Vocoder:
+def build_vocoder(config: Mapping[str, object] = OFFICIAL_CONFIG) -> Vocoder:
     """A fresh vocoder with weight norm on every convolution of the generator."""
-    vocoder = Vocoder(VocoderConfig.from_official(OFFICIAL_CONFIG))
+    vocoder = Vocoder(VocoderConfig.from_official(config))
     for up in vocoder.ups:
         assert isinstance(up, nn.ConvTranspose1d)
         nn.init.kaiming_normal_(up.weight, nonlinearity="leaky_relu", a=0.1)
@@ -159,17 +70,32 @@ def generator_convs(vocoder: Vocoder) -> Iterator[nn.Module]:
     yield vocoder.conv_post
 
 
-def folded(vocoder: Vocoder, average: Average | None) -> Vocoder:
+def folded(vocoder: Vocoder, average: Average | None, config: Mapping[str, object] = OFFICIAL_CONFIG) -> Vocoder:
     """A copy in eval mode with averaged weights and weight norm folded, as it is shipped."""
-    return vocoder_from_official(OFFICIAL_CONFIG, vocoder.state_dict() | (average.tensors if average else {}))
+    return vocoder_from_official(config, vocoder.state_dict() | (average.tensors if average else {}))
 
 
-def run_lengths(units: Units) -> tuple[Units, Units]:
-    """Deduplicated units [R] and how many frames each lasted [R]."""
-    if not len(units):
-        return units, units
-    starts = np.flatnonzero(np.r_[True, np.diff(units) != 0])
-    return units[starts], np.diff(np.r_[starts, len(units)])
+@torch.no_grad()
+def begin_from(vocoder: Vocoder, base: Vocoder) -> None:
+    """Gives an Expressive `vocoder` the weights of a Base one: it sounds the same until pitch and style are learnt.
+
+    The inputs are units, pitch, style and speaker, `embedding_dim` channels each; those of pitch and style start at 0.
+    """
+    own = dict(vocoder.named_parameters())
+    for conv, given in zip(generator_convs(vocoder), generator_convs(base), strict=True):
+        assert isinstance(conv, nn.Conv1d | nn.ConvTranspose1d) and isinstance(given, nn.Conv1d | nn.ConvTranspose1d)
+        weight = given.weight.detach().clone()
+        if weight.shape != conv.weight.shape:
+            width = base.config.embedding_dim
+            whole = torch.zeros_like(conv.weight)
+            whole[:, :width], whole[:, -width:] = weight[:, :width], weight[:, width:]
+            weight = whole
+        conv.weight = weight  # weight norm takes it apart
+        if conv.bias is not None and given.bias is not None:
+            conv.bias.copy_(given.bias)
+    for name, value in base.named_parameters():
+        if name.startswith(("dict.", "spkr.", "dur_predictor.")):
+            own[name].copy_(value)
 
 
 def fit_durations(vocoder: Vocoder, lines: list[Units], seed: int, steps: int, batch: int = 16) -> None:
@@ -212,10 +138,19 @@ def duration_error(vocoder: Vocoder, lines: list[Units]) -> dict[str, float]:
 class VocoderTrainer:
     """Model, discriminators, optimizers and their state; `step()` makes one optimizer step and returns its losses."""
 
-    def __init__(self, data: VocoderData, training: VocoderTraining) -> None:
+    def __init__(
+        self,
+        data: VocoderData,
+        training: VocoderTraining,
+        config: Mapping[str, object] = OFFICIAL_CONFIG,
+        base: Vocoder | None = None,
+    ) -> None:
+        """`base` is a Base vocoder whose weights an Expressive one begins with."""
         torch.manual_seed(training.seed)
-        self.data, self.training = data, training
-        self.vocoder, self.discriminators = build_vocoder(), Discriminators()
+        self.data, self.training, self.config = data, training, dict(config)
+        self.vocoder, self.discriminators = build_vocoder(config), Discriminators()
+        if base is not None:
+            begin_from(self.vocoder, base)
         trained = [p for n, p in self.vocoder.named_parameters() if not n.startswith("dur_predictor")]
         self.optimizer = torch.optim.AdamW(trained, lr=training.lr, betas=(0.8, 0.99), weight_decay=0.0)
         self.d_optimizer = torch.optim.AdamW(self.discriminators.parameters(), lr=training.gan_lr, betas=(0.8, 0.99))
@@ -231,9 +166,10 @@ class VocoderTrainer:
 
     def step(self) -> dict[str, float]:
         t = self.training
-        units, speakers, real = self.data.batch(self.step_index)
+        crops = self.data.batch(self.step_index)
+        real = crops.sound
         set_lr(self.optimizer, self.learning_rate())
-        made = self.vocoder(units, speakers)
+        made = self.vocoder(crops.units, crops.speakers, pitch=crops.pitch, style=crops.style)
         spectral = self.loss(made, real)
         losses = {"spectral": float(spectral.detach())}
         total = spectral
@@ -277,19 +213,11 @@ class VocoderTrainer:
         self.step_index = int(state["step"])  # type: ignore[call-overload]
 
 
-def read_units(path: Path) -> dict[str, Units]:
-    """Frame units of every utterance of a units file (JSON lines)."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no units at {path}: run `python -m spiritrt.training.units` first")
-    with path.open(encoding="utf-8") as lines:
-        return {item["id"]: np.array(item["units"], np.int64) for item in map(json.loads, lines)}
-
-
 def export(trainer: VocoderTrainer, model: Path, lines: list[Units], held_out: list[Units]) -> dict[str, float]:
     """Fit durations to `lines` on averaged weights and write the `vocoder` part (fp16) of the family in `model`."""
-    shipped = folded(trainer.vocoder, trainer.average)
+    shipped = folded(trainer.vocoder, trainer.average, trainer.config)
     fit_durations(shipped, lines, trainer.training.seed, trainer.training.duration_steps)
-    save_part(model, "vocoder", OFFICIAL_CONFIG, rounded(shipped.state_dict()))
+    save_part(model, "vocoder", trainer.config, rounded(shipped.state_dict()))
     return {"step": float(trainer.step_index), **duration_error(shipped, held_out)}
 
 
@@ -314,6 +242,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--export-only", action="store_true", help="export the last checkpoint without training")
+    parser.add_argument(
+        "--shards", type=Path, nargs="+", default=[], help="of an Expressive family: its codes as inputs"
+    )
+    parser.add_argument("--begin", help="with --shards: a Base family whose vocoder it begins with")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     training = VocoderTraining(
@@ -325,42 +257,26 @@ def main() -> None:
     encoded = [read_units(file) for file in files if file.is_file()]
     inventory = json.loads((args.out / "inventory.json").read_text(encoding="utf-8"))
     store = AudioStore(args.out)
-    trainer = VocoderTrainer(VocoderData(store, targets, encoded, inventory, training), training)
-    path = args.out / "vocoder.ckpt"
+    codes, config, base, name = None, OFFICIAL_CONFIG, None, "vocoder"
+    if args.shards:
+        codes, config = read_codes(args.shards, find(str(args.model)))
+        training, name = replace(training, styles=ALL_STYLES), "vocoder_expressive"
+        if args.begin:
+            part = find(args.begin).part("vocoder")
+            base = vocoder_from_official(part.config, part.load())
+    trainer = VocoderTrainer(VocoderData(store, targets, encoded, inventory, training, codes), training, config, base)
+    path = args.out / f"{name}.ckpt"
     state = load_checkpoint(path)
     if state is not None:
         trainer.resume(state)
     if not args.export_only:
-        train(trainer, path, args.out / "vocoder.log", Budget(args.minutes))
+        train(trainer, training.steps, path, path.with_suffix(".log"), Budget(args.minutes))
     neutral = [clip for clip in store.clips.values() if clip.style == "neutral" and clip.id in targets]
     lines, held_out = (
         [(encoded[0] if encoded else targets)[clip.id] for clip in neutral if (clip.split == "train") == trained]
         for trained in (True, False)
     )
     print(json.dumps(export(trainer, args.model, lines, held_out)))
-
-
-def train(trainer: VocoderTrainer, path: Path, log: Path, budget: Budget) -> None:
-    """Step until the budget or the steps are used up; checkpoints to `path`, mean losses to `log` (JSON lines)."""
-    steps = trainer.training.steps
-    progress = tqdm(total=steps, initial=trainer.step_index, desc="vocoder", file=sys.stderr, mininterval=10)
-    sums: dict[str, float] = {}
-    began, counted = time.monotonic(), 0
-    with log.open("a", encoding="utf-8") as out, budget:
-        while trainer.step_index < steps and not budget.spent():
-            for name, value in trainer.step().items():
-                sums[name] = sums.get(name, 0.0) + value
-            counted += 1
-            progress.update()
-            if counted == 100:
-                line = {"step": trainer.step_index, "s_a_step": round((time.monotonic() - began) / counted, 3)}
-                out.write(json.dumps(line | {k: round(v / counted, 4) for k, v in sums.items()}) + "\n")
-                out.flush()
-                sums, began, counted = {}, time.monotonic(), 0
-            if budget.save_due():
-                save_checkpoint(path, trainer.state())
-    progress.close()
-    save_checkpoint(path, trainer.state())
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from spiritrt.models.hubert import encode_units, hubert_from_official, quantizer
 from spiritrt.training.augment import Augmentation, augment, change_speed
 from spiritrt.training.checkpoint import Budget, Schedule, count_parameters, load_checkpoint, save_checkpoint
 from spiritrt.training.corpora.manifest import AudioStore, Clip
-from spiritrt.training.encoder import N_UNITS, EncoderTrainer, export, frame_spectra, train
+from spiritrt.training.encoder import N_UNITS, EncoderTrainer, export, frame_spectra
 from spiritrt.training.encoder_data import EncoderData, EncoderTraining, Targets, read_targets, source_frames
+from spiritrt.training.loop import train
 from spiritrt.training.units import frame_count
 
 QUIET = Augmentation(speed_share=0, channel_share=0, noise_share=0, peak_range_db=(-3.0, -3.0))
@@ -145,7 +146,7 @@ def test_sigterm_ends_a_training_with_a_checkpoint(tmp_path):
     data = toy(tmp_path)
     trainer = EncoderTrainer(data, data.training)
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    train(trainer, tmp_path / "e.ckpt", tmp_path / "e.log", Budget(5))
+    train(trainer, trainer.training.steps, tmp_path / "e.ckpt", tmp_path / "e.log", Budget(5))
     state = load_checkpoint(tmp_path / "e.ckpt")
     assert state is not None and state["step"] == trainer.step_index < 60
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from spiritrt.training.corpora.kokoro import HELD_OUT_VOICE, STYLES, Kokoro, Order, orders, pack, word_times
+from spiritrt.training.corpora.kokoro import Kokoro, pack, word_times
 from spiritrt.training.corpora.manifest import cut_utterances, read_manifest
+from spiritrt.training.corpora.orders import HELD_OUT_VOICE, STYLES, VOCODER_VOICES, Order, Recipe, orders, plain
 from spiritrt.training.corpora.pronounce import find_lexicons
 
 needs_lexicon = pytest.mark.skipif(
@@ -16,8 +17,8 @@ needs_lexicon = pytest.mark.skipif(
 
 
 def test_orders_are_reproducible_and_hold_out_what_they_should():
-    planned = orders(0.6, seed=4)
-    assert planned == orders(0.6, seed=4) != orders(0.6, seed=5)
+    planned = orders(Recipe(0.6, seed=4))
+    assert planned == orders(Recipe(0.6, seed=4)) != orders(Recipe(0.6, seed=5))
     assert len({order.id for order in planned}) == len({order.text for order in planned}) == len(planned)
     by_dialogue: dict[str, list[Order]] = {}
     for order in planned:
@@ -31,7 +32,36 @@ def test_orders_are_reproducible_and_hold_out_what_they_should():
         assert pair[0].split == pair[1].split
     assert {order.split for order in planned} == {"train", "test", "test_voice"}
     with pytest.raises(ValueError, match="hours"):
-        orders(0, seed=1)
+        Recipe(0, seed=1)
+
+
+def test_a_second_corpus_says_nothing_of_the_first_and_keeps_the_held_out_voice_silent():
+    first = orders(Recipe(0.2, seed=4))
+    said = frozenset(plain(order.text) for order in first)
+    prose = ("Never eat the yellow snow.", "All is well that ends well.")
+    recipe = Recipe(0.4, 4, "b-", blends=0.5, vocoder_voices=0.4, prose=prose, training_only=True)
+    second = orders(recipe, excluded=said)
+    assert all(order.id.startswith("b-") for order in second)
+    assert not said & {plain(order.text) for order in second}
+    assert {order.split for order in second} == {"train"}
+    assert not any(HELD_OUT_VOICE in order.speaker for order in second)
+    blends = [order for order in second if "+" in order.speaker]
+    assert 0.2 < len(blends) / len(second) < 0.5
+    singles = [order for order in second if order.role == "single"]
+    assert sum(order.speaker in VOCODER_VOICES for order in singles) > 0.35 * len(singles)
+    assert {order.text for order in second if order.kind == "prose"} == set(prose)
+
+
+def test_a_blend_is_the_weighted_mean_of_its_voices(tmp_path):
+    voices = {name: np.random.default_rng(at).random((510, 256), np.float32) for at, name in enumerate(("a", "b"))}
+    for name, vectors in voices.items():
+        vectors.tofile(tmp_path / f"{name}.bin")
+    kokoro = object.__new__(Kokoro)
+    kokoro.voices, kokoro._loaded, kokoro._middle_hz = tmp_path, {}, {"a": 100.0, "b": 200.0}
+    np.testing.assert_allclose(kokoro.voice("a:30+b:70"), 0.3 * voices["a"] + 0.7 * voices["b"], rtol=1e-5)
+    assert kokoro.middle_hz("a:50+b:50") == pytest.approx(2**0.5 * 100)
+    with pytest.raises(ValueError, match="sum to 100"):
+        kokoro.voice("a:30+b:30")
 
 
 @needs_lexicon

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from spiritrt.models.checkpoints import find
 from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.tokens.text import Tokenizer
 from spiritrt.training import tokenizer
+from spiritrt.training.batches import BatchStream, group_by_length, make_batch
 from spiritrt.training.corpora.pronounce import find_lexicons, phonemise, split_phones
 from spiritrt.training.interleave import BOS, EOS, deduplicate, speech_of, text_of
 from spiritrt.training.lm import Plan, Trainer, loss_of, run
-from spiritrt.training.lm_data import BatchStream, Documents, Mix, group_by_length, load_documents, make_batch
+from spiritrt.training.lm_data import MIXES, Documents, Mix, load_documents
 from spiritrt.training.muon import Muon, orthogonalise
+from spiritrt.training.packing import Packed
 from spiritrt.training.unit_synthesis import Noise, UnitBank, align, edit_distance, medoid, read_units, spoken_line
 
 pytestmark = pytest.mark.skipif(
@@ -243,3 +246,35 @@ def test_bad_plans_are_refused(corpus, documents):
     with pytest.raises(ValueError, match="line 1"):
         UnitBank(read_units(corpus / "broken.jsonl"), [])
     assert deduplicate([]) == ()
+
+
+@pytest.mark.parametrize("name", sorted(MIXES))
+def test_every_mix_makes_documents_of_its_kinds(corpus, name):
+    mix = replace(MIXES[name], context=256)
+    documents = load_documents(corpus / "units.jsonl", tokenizer.NanoTokenizer(corpus), mix, seed=3)
+    encoder = tokenizer.NanoTokenizer(corpus)
+    switches = []
+    for index in range(12):
+        ids, weights = documents.document(0, index)
+        assert documents.document(0, index) == (ids, weights) and len(ids) == len(weights) <= 256
+        switches.append(sum(i in (encoder.text_marker, encoder.speech_marker) for i in ids))
+    if name == "unaligned":
+        assert set(switches) == {1}
+    if name == "pairs":
+        assert set(switches) == {1, 2}
+    if name == "transcribed":
+        assert max(switches) > 6
+
+
+def test_packed_batches_resume_where_they_were(corpus):
+    mix = Mix(context=256)
+    documents = load_documents(corpus / "units.jsonl", tokenizer.NanoTokenizer(corpus), mix, seed=3)
+    stream = BatchStream(documents, 512, window=24, packed=True)
+    batches = [stream.next() for _ in range(4)]
+    assert all(isinstance(batch, Packed) and batch.ids.shape[0] <= 2 for batch in batches)
+    assert sum(batch.share for batch in batches[:2]) / 2 > 0.7
+    again = BatchStream(documents, 512, window=24, packed=True)
+    again.next()
+    other = BatchStream(documents, 512, window=24, packed=True)
+    other.state = again.state
+    assert torch.equal(other.next().ids, batches[1].ids)

@@ -12,16 +12,14 @@ from spiritrt.training.checkpoint import count_parameters, load_checkpoint, save
 from spiritrt.training.corpora.manifest import AudioStore, Clip
 from spiritrt.training.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
 from spiritrt.training.losses import SpectralLoss, mel_filters
-from spiritrt.training.vocoder import (
+from spiritrt.training.shards import Tokenized
+from spiritrt.training.vocoder import VocoderTrainer, build_vocoder, duration_error, export, fit_durations, folded
+from spiritrt.training.vocoder_data import (
     SPEAKERS,
+    Codes,
     VocoderData,
-    VocoderTrainer,
     VocoderTraining,
-    build_vocoder,
-    duration_error,
-    export,
-    fit_durations,
-    folded,
+    expressive_config,
     run_lengths,
 )
 
@@ -52,7 +50,8 @@ def toy(folder: Path, training: VocoderTraining = SMALL) -> VocoderData:
 
 def test_crops_of_units_and_sound_are_aligned(tmp_path):
     data = toy(tmp_path, VocoderTraining(batch=6, frames=7, gan_frames=4, swap_units=0.0))
-    units, speakers, sound = data.batch(0)
+    crops = data.batch(0)
+    units, speakers, sound = crops.units, crops.speakers, crops.sound
     assert units.shape == (6, 7) and sound.shape == (6, 7 * 640) and speakers.max() < len(SPEAKERS)
     np.testing.assert_allclose(sound.view(6, 7, 640).mean(-1), units / 1000, atol=1e-4)
 
@@ -61,13 +60,13 @@ def test_units_of_the_encoder_replace_targets_by_share(tmp_path):
     training = VocoderTraining(batch=6, frames=7, gan_frames=4, swap_units=0.0, encoder_share=1.0)
     data = toy(tmp_path, training)
     heard = {name: 499 - units for name, units in data.targets.items()}
-    units, _, sound = VocoderData(data.store, data.targets, [heard], INVENTORY, training).batch(0)
-    assert torch.equal(499 - units, (sound.view(6, 7, 640).mean(-1) * 1000).round().long())
+    crops = VocoderData(data.store, data.targets, [heard], INVENTORY, training).batch(0)
+    assert torch.equal(499 - crops.units, (crops.sound.view(6, 7, 640).mean(-1) * 1000).round().long())
 
 
 def test_swapped_units_stay_in_their_phone(tmp_path):
     data = toy(tmp_path, VocoderTraining(batch=6, frames=7, gan_frames=4, swap_units=1.0))
-    units, _, sound = data.batch(0)
+    units, sound = data.batch(0).units, data.batch(0).sound
     real = (sound.view(6, 7, 640).mean(-1) * 1000).round().long()
     assert torch.equal(units // 10, real // 10) and not torch.equal(units, real)
 
@@ -159,3 +158,40 @@ def test_folding_keeps_the_sound_and_the_export_loads(tmp_path):
     assert part.config["speakers"] == list(SPEAKERS) and count_parameters([vocoder]) <= 4e6
     assert vocode_frames(vocoder, units, speaker=3).shape == (6400,)
     assert len(vocode_units(vocoder, units)) == int(vocoder.durations(units[None]).sum()) * 640
+
+
+def tokenized(units: np.ndarray) -> Tokenized:
+    frames = {"Hu": units, "Pi": np.arange(len(units) // 2), "St": np.arange(len(units) // 25 + 1)}
+    return Tokenized("a", "", "x", "train", {k: v.astype(np.uint16) for k, v in frames.items()}, (), np.zeros(0))
+
+
+def test_pitch_and_style_come_at_the_rate_of_the_units():
+    codes = Codes.of(tokenized(np.arange(53)))
+    assert codes.units.tolist() == list(range(53))
+    assert codes.pitch.tolist() == [min(n // 2, 25) for n in range(53)]
+    assert codes.style.tolist() == [0] * 25 + [1] * 25 + [2] * 3
+
+
+def test_an_expressive_vocoder_begins_with_the_sound_of_a_base_one_and_learns_its_codes(tmp_path):
+    plain = toy(tmp_path)
+    torch.manual_seed(3)
+    base = folded(build_vocoder(), None)
+    codes = {name: Codes.of(tokenized(np.asarray(units))) for name, units in plain.targets.items()}
+    config = expressive_config(64, 4)
+    data = VocoderData(plain.store, {}, [], INVENTORY, SMALL, codes)
+    trainer = VocoderTrainer(data, SMALL, config, base)
+    crops = data.batch(0)
+    assert crops.pitch is not None and crops.style is not None and crops.pitch.shape == crops.units.shape
+    with torch.no_grad():
+        made = trainer.vocoder.eval()(crops.units, crops.speakers, pitch=crops.pitch, style=crops.style)
+        torch.testing.assert_close(made, base(crops.units, crops.speakers), atol=1e-5, rtol=1e-4)
+    before = trainer.vocoder.f0_dict.weight.detach().clone()
+    assert all(np.isfinite(trainer.step()["spectral"]) for _ in range(2))
+    assert not torch.equal(trainer.vocoder.f0_dict.weight, before)
+    lines = [codes[s].units for s in SPEAKERS]
+    export(trainer, tmp_path / "family", lines, lines)
+    part = find(tmp_path / "family").part("vocoder")
+    vocoder = vocoder_from_official(part.config, part.load())
+    assert (vocoder.config.num_f0_tokens, vocoder.config.num_style_tokens) == (64, 4)
+    sound = vocode_frames(vocoder, torch.arange(26), pitch=torch.arange(13), style=torch.tensor([0, 1]))
+    assert sound.shape == (26 * 640,)

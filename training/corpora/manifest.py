@@ -1,10 +1,19 @@
-"""The manifest format: JSON lines of utterances with exact word and phone times, and the audio they point into.
+"""The manifest format: JSON lines of utterances with word and phone times, and the audio they point into.
 
-A corpus is a folder with `manifest.jsonl` and packed audio files; an utterance is a cut (`offset_s`, `duration_s`) of
-one file. `AudioStore` holds a whole corpus as one memory-mapped int16 array, so that random crops cost nothing.
+A corpus is a folder with `manifest.jsonl`, one utterance a line:
+
+    {"id": "a1", "audio": "wav/a1.flac", "text": "Good day.", "speaker": "ann", "style": "neutral",
+     "words": [{"word": "Good", "start_s": 0.1, "end_s": 0.4}, ...]}
+
+`audio` (or `file`) is relative to the folder; `offset_s` and `duration_s` cut an utterance out of it (by default all of
+it). Without them `style` is neutral, `role` single, `dialogue` null, `split` train, `phones` empty: exact phone times
+`[symbol, start_s, end_s]` are what `spiritrt.training.units` needs. Times are seconds from the utterance's start.
+
+`AudioStore` holds a whole corpus as one memory-mapped int16 array, so that random crops cost nothing.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,8 +60,28 @@ class Utterance:
             raise ValueError(f"utterance {self.id}: bad cut, offset_s {self.offset_s}, duration_s {self.duration_s}")
 
 
+def parse_line(item: dict, corpus: Path) -> Utterance:
+    """The utterance of one manifest line. Raises KeyError, TypeError or ValueError for a bad one."""
+    words = tuple(Word(str(w["word"]), float(w["start_s"]), float(w["end_s"])) for w in item["words"])
+    phones = tuple((str(p), float(start), float(end)) for p, start, end in item.get("phones", ()))
+    file = str(item["file"] if "file" in item else item["audio"])
+    offset_s = float(item.get("offset_s", 0.0))
+    if "duration_s" in item:
+        duration_s = float(item["duration_s"])
+    else:
+        if not (corpus / file).is_file():
+            raise ValueError(f"no sound file at {corpus / file}")
+        duration_s = soundfile.info(corpus / file).duration - offset_s
+    return Utterance(
+        id=str(item["id"]), text=str(item["text"]), speaker=str(item["speaker"]),
+        style=str(item.get("style", "neutral")),
+        role=str(item.get("role", "single")), dialogue=item.get("dialogue"), split=str(item.get("split", "train")),
+        file=file, offset_s=offset_s, duration_s=duration_s, words=words, phones=phones,
+    )  # fmt: skip
+
+
 def read_manifest(corpus: Path) -> list[Utterance]:
-    """Read `corpus/manifest.jsonl`.
+    """Read `corpus/manifest.jsonl`, all of it; `stream_manifest` reads it line by line.
 
     Raises
     ------
@@ -61,27 +90,44 @@ def read_manifest(corpus: Path) -> list[Utterance]:
     ValueError
         Where a line lacks a field or holds a bad value; the message names the line.
     """
+    utterances = list(stream_manifest(corpus))
+    if not utterances:
+        raise ValueError(f"{corpus / 'manifest.jsonl'} is empty")
+    return utterances
+
+
+def stream_manifest(corpus: Path) -> Iterator[Utterance]:
+    """Yield the utterances of `corpus/manifest.jsonl` one by one; raises as `read_manifest` does, where it gets to."""
     path = corpus / "manifest.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"no manifest at {path}: give --corpus a folder that holds manifest.jsonl")
-    utterances = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                item = json.loads(line)
-                words = tuple(Word(w["word"], float(w["start_s"]), float(w["end_s"])) for w in item["words"])
-                phones = tuple((str(p), float(start), float(end)) for p, start, end in item["phones"])
-                utterance = Utterance(
-                    id=item["id"], text=item["text"], speaker=item["speaker"], style=item["style"], role=item["role"],
-                    dialogue=item["dialogue"], split=item["split"], file=item["file"], offset_s=float(item["offset_s"]),
-                    duration_s=float(item["duration_s"]), words=words, phones=phones,
-                )  # fmt: skip
+                yield parse_line(json.loads(line), corpus)
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {number}: {type(error).__name__}: {error}") from error
-            utterances.append(utterance)
-    if not utterances:
-        raise ValueError(f"{path} is empty")
-    return utterances
+
+
+def manifest_line(u: Utterance) -> str:
+    """The manifest line of an utterance, with its line break."""
+    item = asdict(u)
+    return json.dumps(item | {"phones": [list(phone) for phone in u.phones]}, ensure_ascii=False) + "\n"
+
+
+def read_corpora(corpora: Iterable[Path]) -> dict[Path, list[Utterance]]:
+    """The manifests of several corpora, by folder. Raises ValueError where two of them use the same id."""
+    read: dict[Path, list[Utterance]] = {}
+    owner: dict[str, Path] = {}
+    for corpus in corpora:
+        read[corpus] = read_manifest(corpus)
+        for utterance in read[corpus]:
+            if utterance.id in owner:
+                raise ValueError(
+                    f"utterance id {utterance.id!r} is in {owner[utterance.id]} and in {corpus}: ids must differ"
+                )
+            owner[utterance.id] = corpus
+    return read
 
 
 def read_audio(path: Path) -> NDArray[np.float32]:
@@ -145,10 +191,36 @@ class AudioStore:
     @staticmethod
     def write(folder: Path, items: Iterable[tuple[Utterance | Clip, NDArray[np.float32]]]) -> None:
         """Store (utterance, samples) pairs; `start` and `length` of a given Clip are ignored."""
-        pieces, clips, position = [], [], 0
-        for item, samples in items:
-            pieces.append(np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16))
-            clips.append(Clip(item.id, position, len(samples), item.speaker, item.style, item.split))
-            position += len(samples)
-        np.save(folder / "audio.npy", np.concatenate(pieces))
-        (folder / "audio.json").write_text(json.dumps([asdict(clip) for clip in clips]), encoding="utf-8")
+        _write_store(folder, np.zeros(0, np.int16), [], items)
+
+    def extend(self, folder: Path, items: Iterable[tuple[Utterance | Clip, NDArray[np.float32]]]) -> None:
+        """Store all that is here and then (utterance, samples) pairs in `folder`, which may be this store's own.
+
+        Raises ValueError for an id that is here already.
+        """
+        items = list(items)
+        if known := sorted({item.id for item, _ in items} & set(self.clips)):
+            raise ValueError(f"{len(known)} clips are in the store already, such as {known[0]!r}")
+        _write_store(folder, self.samples, list(self.clips.values()), items)
+
+
+def _write_store(
+    folder: Path,
+    before: NDArray[np.int16],
+    clips: list[Clip],
+    items: Iterable[tuple[Utterance | Clip, NDArray[np.float32]]],
+) -> None:
+    pieces, position = [before], len(before)
+    for item, samples in items:
+        pieces.append(np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16))
+        clips.append(Clip(item.id, position, len(samples), item.speaker, item.style, item.split))
+        position += len(samples)
+    # the samples first: an index never points behind their end
+    for name, write in (
+        ("audio.npy", lambda file: np.save(file, np.concatenate(pieces))),
+        ("audio.json", lambda file: file.write(json.dumps([asdict(clip) for clip in clips]).encode())),
+    ):
+        partial = folder / f"{name}.partial"
+        with partial.open("wb") as file:
+            write(file)
+        os.replace(partial, folder / name)

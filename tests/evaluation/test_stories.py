@@ -1,0 +1,66 @@
+"""Stories in three layouts, in the directions that they allow."""
+
+import json
+from pathlib import Path
+
+import pytest
+from stand_ins import ScorerByName, tone
+
+from spiritrt.evaluation.stories import read_stories, storycloze
+
+COLUMNS = (
+    "InputStoryid,InputSentence1,InputSentence2,InputSentence3,InputSentence4,RandomFifthSentenceQuiz1,"
+    "RandomFifthSentenceQuiz2,AnswerRightEnding\n"
+)
+
+
+def test_the_csv_file_of_the_story_cloze_test_is_text_alone(tmp_path: Path):
+    path = tmp_path / "cloze.csv"
+    path.write_text(COLUMNS + "a,One.,Two.,Three.,Four.,Bad end.,Good end.,2\n")
+    scorer = ScorerByName({" Good end.": (-6, 3), " Bad end.": (-5, 2)})
+    for place in (path, tmp_path):
+        report = storycloze(scorer, "m", place, None)
+        assert report.parts["T mean"].value == 1.0 and report.parts["T sum"].value == 0.0
+        assert report.main == report.parts["T mean"] and len(report.notes) == 3
+    assert scorer.prompts[0] == ["One. Two. Three. Four."]
+    path.write_text(COLUMNS + "a,One.,Two.,Three.,Four.,Bad end.,Good end.,third\n")
+    with pytest.raises(ValueError, match="line 2"):
+        read_stories(path)
+
+
+def test_whole_spoken_stories_are_speech_alone(tmp_path: Path):
+    for name in ("3_correct", "3_incorrect", "9_correct", "9_incorrect"):
+        tone(tmp_path / f"{name}.wav")
+    table = {"3_correct.wav": (-2, 2), "3_incorrect.wav": (-3, 2), "9_correct.wav": (-5, 1), "9_incorrect.wav": (-4, 1)}
+    scorer = ScorerByName(table)
+    report = storycloze(scorer, "m", tmp_path, None)
+    assert report.main.value == 0.5 and report.main.count == 2 and set(report.parts) == {"S mean", "S sum"}
+    assert scorer.prompts == [[], []]
+    (tmp_path / "9_incorrect.wav").unlink()
+    with pytest.raises(ValueError, match="no partner 9_incorrect"):
+        read_stories(tmp_path)
+
+
+def test_lines_with_text_and_sound_go_in_all_directions(tmp_path: Path):
+    story = {
+        "id": 7, "prompt": {"text": "Once.", "audio": "p.wav"}, "right": {"text": "Yes.", "audio": "r.wav"},
+        "wrong": {"text": "No.", "audio": "w.wav"},
+    }  # fmt: skip
+    written = {"id": 8, "prompt": {"text": "Then."}, "right": {"text": "Yes."}, "wrong": {"text": "No."}}
+    (tmp_path / "stories.jsonl").write_text(f"{json.dumps(story)}\n{json.dumps(written)}\n")
+    scorer = ScorerByName(
+        {" Yes.": (-1, 1), " No.": (-2, 1), "Yes.": (-2, 1), "No.": (-1, 1), "r.wav": (-2, 2), "w.wav": (-3, 2)}
+    )
+    report = storycloze(scorer, "m", tmp_path, None)
+    values = {name: (metric.value, metric.count) for name, metric in report.parts.items() if name.endswith("mean")}
+    assert values == {"T mean": (1.0, 2), "S mean": (1.0, 1), "T->S mean": (1.0, 1), "S->T mean": (0.0, 1)}
+    assert scorer.prompts == [["Once."], ["Then."], ["p.wav"], ["Once."], ["p.wav"]]
+    assert report.main == report.parts["S mean"]
+    (tmp_path / "stories.jsonl").write_text('{"id": 1, "prompt": {}}\n')
+    with pytest.raises(ValueError, match="line 1"):
+        read_stories(tmp_path)
+
+
+def test_no_stories(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no stories"):
+        read_stories(tmp_path)

@@ -1,0 +1,47 @@
+"""The ablation's bookkeeping: every mix and seed once, resumed where it was, figures over seeds."""
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from spiritrt.training import ablation
+from spiritrt.training.ablation import ablate, show, summary
+from spiritrt.training.lm import Plan
+
+
+def accuracy(value: float) -> dict[str, dict[str, float | int]]:
+    return {f"{d} mean": {"accuracy": value, "count": 4, "spread": 0.2} for d in ("T", "S", "T->S", "S->T")}
+
+
+def test_the_spread_is_over_seeds():
+    figures = summary({"interleaved": [accuracy(0.7), accuracy(0.8), accuracy(0.9)], "pairs": []})
+    assert set(figures) == {"interleaved"}
+    assert figures["interleaved"]["T->S"] == {
+        "accuracy": 0.8, "count": 3, "spread": pytest.approx(0.1 / 3**0.5, rel=1e-4),
+    }  # fmt: skip
+    out = StringIO()
+    show(figures, Console(file=out, width=100))
+    assert "80.0 ± 5.8" in out.getvalue()
+
+
+def test_finished_runs_are_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    trained: list[tuple[str, int]] = []
+
+    def train_one(mix, plan, units, heard, family, work, context=512):
+        trained.append((mix, plan.seed))
+        if (mix, plan.seed) == ("pairs", 1) and trained.count(("pairs", 1)) == 1:
+            raise SystemExit("stopped")
+        return work
+
+    values = {"interleaved": 0.9, "pairs": 0.6}
+    monkeypatch.setattr(ablation, "train_one", train_one)
+    monkeypatch.setattr(ablation, "score", lambda model, stories: accuracy(values[model.name.split("-")[0]]))
+    arguments = (list(values), 2, Plan(steps=3), tmp_path, None, tmp_path, tmp_path / "work", tmp_path)
+    with pytest.raises(SystemExit):
+        ablate(*arguments)
+    figures = ablate(*arguments)
+    assert trained == [("interleaved", 0), ("pairs", 0), ("interleaved", 1), ("pairs", 1), ("pairs", 1)]
+    assert figures["pairs"]["S"]["accuracy"] == 0.6 and figures["interleaved"]["S"]["count"] == 2
+    assert (tmp_path / "work" / "ablation.json").is_file()

@@ -1,0 +1,134 @@
+"""Forced alignment: the best path against all paths, and nano's encoder on a recording; curation of a folder."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from spiritrt.training.corpora.alignment import Aligner, Alignment, State, best_path, states_of
+from spiritrt.training.corpora.curation import Filters, curate, read_source, reason_to_drop
+from spiritrt.training.corpora.manifest import Word, manifest_line, read_manifest
+from spiritrt.training.corpora.pronounce import find_lexicons
+
+needs_lexicon = pytest.mark.skipif(
+    find_lexicons() is None, reason="no pronouncing lexicon: pip install --no-deps misaki==0.9.4"
+)
+REPOSITORY = Path(__file__).parents[2]
+ASKED = "What color is a strawberry?"
+QUESTION = REPOSITORY / "runtime" / "duplex" / "recordings" / "question.flac"
+SILENT = (True, False, False, True, False, True)  # a state is a silence
+
+
+def every_path(frames: int, silent: tuple[bool, ...]) -> list[tuple[int, ...]]:
+    """Paths that stay, move on, leave out one state, or leave out two of which one is a silence."""
+    found = []
+    for path in itertools.combinations_with_replacement(range(len(silent)), frames):
+        gaps = [range(a + 1, b) for a, b in itertools.pairwise((-1, *path, len(silent)))]
+        if all(len(gap) < 2 or (len(gap) == 2 and any(silent[i] for i in gap)) for gap in gaps):
+            found.append(path)
+    return found
+
+
+@pytest.mark.parametrize(("seed", "cost"), [(0, 4.0), (1, 0.5), (2, 0.5), (3, 0.0), (4, 1.0), (5, 30.0)])
+def test_the_best_path_is_the_best_of_all(seed: int, cost: float):
+    log_probs = np.log(np.random.default_rng(seed).dirichlet(np.full(4, 0.5), size=5) + 1e-4)
+    states = [State(column, -1 if s else 0) for column, s in zip((0, 1, 2, 0, 3, 0), SILENT, strict=True)]
+
+    def worth(path: tuple[int, ...]) -> float:
+        left_out = sum(not SILENT[i] for i in range(len(SILENT)) if i not in path)
+        return sum(log_probs[t, states[s].column] for t, s in enumerate(path)) - cost * left_out
+
+    best = best_path(log_probs, states, cost)
+    assert worth(tuple(best)) == pytest.approx(max(map(worth, every_path(5, SILENT))))
+
+
+def test_too_few_frames():
+    states = [State(0, -1), *(State(1, word) for word in range(9)), State(0, -1)]
+    with pytest.raises(ValueError, match="too few"):
+        best_path(np.zeros((2, 2)), states)
+
+
+@needs_lexicon
+def test_states_of_a_text():
+    states, words = states_of("Go, dog!", ["SIL", "O", "d", "ɡ", "ɔ"])
+    assert words == ["Go", "dog"]
+    assert [s.symbol for s in states[1:4]] == ["ɡ", "ˌO", " "]
+    assert [(s.column, s.word) for s in states] == [
+        (0, -1), (3, 0), (1, 0), (0, -1), (2, 1), (4, 1), (3, 1), (0, -1),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="no words"):
+        states_of("!", ["SIL"])
+    with pytest.raises(ValueError, match="inventory"):
+        states_of("Go", ["SIL", "n"])
+
+
+@pytest.fixture(scope="module")
+def aligner() -> Aligner:
+    return Aligner.load("nano")
+
+
+@needs_lexicon
+def test_nano_finds_the_words_of_a_recording(aligner: Aligner):
+    samples, _ = soundfile.read(QUESTION, dtype="float32")
+    text = ASKED
+    right, wrong = aligner.align(samples, text), aligner.align(samples, "Please turn off every kitchen light.")
+    assert right.score > -1.5 > wrong.score
+    starts = [word.start_s for word in right.words]
+    assert starts == sorted(starts) and right.words[-1].end_s <= len(samples) / 16000
+    assert "".join(symbol for symbol, _, _ in right.phones).split(" ")[2] == "ɪz"
+    ends = [time for _, start, end in right.phones for time in (start, end)]
+    assert ends == sorted(ends)
+    loud = np.flatnonzero(np.abs(samples) > 0.1 * np.abs(samples).max()) / 16000
+    assert abs(right.words[0].start_s - loud[0]) < 0.12 and abs(right.words[-1].end_s - loud[-1]) < 0.2
+
+
+def test_an_aligner_needs_phone_pure_units(tmp_path: Path, official: Path):
+    with pytest.raises(ValueError, match="phone-pure"):
+        Aligner.load(str(official / "spiritlm_model" / "spirit-lm-base-7b"))
+    with pytest.raises(ValueError, match="SIL"):
+        Aligner(None, None, ["a", "b"])
+
+
+def words(*spans: tuple[float, float]) -> tuple[Word, ...]:
+    return tuple(Word("word", start, end) for start, end in spans)
+
+
+@pytest.mark.parametrize(
+    ("alignment", "duration_s", "reason"),
+    [
+        (Alignment(words((0, 0.3), (0.3, 0.6)), -0.5), 1.0, None),
+        (Alignment(words((0, 0.3)), -0.5), 0.2, "length"),
+        (Alignment(words((0, 0.3)), -0.5), 40.0, "length"),
+        (Alignment(words((0, 0.3)), -2.5), 1.0, "score"),
+        (Alignment(words((0, 0.3), (0.3, 0.3)), -0.5), 1.0, "lost word"),
+        (Alignment(words((0, 2.3), (2.3, 2.6)), -0.5), 3.0, "word length"),
+    ],
+)
+def test_reasons_to_drop(alignment: Alignment, duration_s: float, reason: str | None):
+    assert reason_to_drop(alignment, duration_s, Filters()) == reason
+
+
+@needs_lexicon
+def test_a_folder_becomes_a_corpus(tmp_path: Path, aligner: Aligner):
+    samples, _ = soundfile.read(QUESTION, dtype="float32")
+    text = ASKED
+    for name, said, sound in (
+        ("ann/good", text, samples), ("ann/wrong", "Please turn off every kitchen light.", samples),
+        ("bob/odd", "zzqx zzqx", samples), ("bob/silent", text, 0 * samples),
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        soundfile.write(tmp_path / f"{name}.wav", sound, 16000)
+        (tmp_path / f"{name}.txt").write_text(said)
+    source = read_source(tmp_path)
+    assert [(item.id, item.speaker) for item in source][:2] == [("ann-good", "ann"), ("ann-wrong", "ann")]
+    kept, lines = curate(source, aligner, Filters(), tmp_path)
+    assert {line["id"]: line["dropped"] for line in lines} == {
+        "ann-good": None, "ann-wrong": "score", "bob-odd": "unusable", "bob-silent": "score",
+    }  # fmt: skip
+    (tmp_path / "manifest.jsonl").write_text("".join(map(manifest_line, kept)))
+    (read,) = read_manifest(tmp_path)
+    assert read.file == "ann/good.wav" and read.text == text and len(read.words) == len(text.split())
+    with pytest.raises(FileNotFoundError, match=r"NAME\.txt"):
+        read_source(tmp_path / "nothing")

@@ -1,0 +1,100 @@
+"""Shards: what was encoded comes back, spans hold every frame once, and another tokenizer's shard is refused."""
+
+import importlib.util
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spiritrt.models.checkpoints import convert, find
+from spiritrt.tokens.units import CODES_A_SECOND, merge
+from spiritrt.training.corpora.manifest import read_manifest
+from spiritrt.training.shards import Shard, Tokenized, tokenizer_versions, write_shard
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    sound = 0.3 * np.sin(np.cumsum(rng.uniform(0.02, 0.2, 32000)))
+    soundfile.write(tmp_path / "a.wav", sound, 16000)
+    words = [{"word": "so", "start_s": 0.1, "end_s": 0.5}, {"word": "be", "start_s": 0.5, "end_s": 0.9}]
+    lines = [
+        {"id": "a", "audio": "a.wav", "text": "So, be!", "speaker": "x", "duration_s": 1.2, "words": words},
+        {"id": "short", "audio": "a.wav", "text": "Ü", "speaker": "x", "duration_s": 0.02, "words": []},
+        {"id": "b", "audio": "a.wav", "text": "Ünd", "speaker": "y", "offset_s": 1.0, "duration_s": 1.0, "words": []},
+    ]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
+
+
+@pytest.mark.parametrize("form", ["base", "expressive"])
+def test_what_was_encoded_comes_back(corpus: Path, form: str, base_lm, expressive_lm, capsys):
+    if form == "expressive" and importlib.util.find_spec("torchfcpe") is None:
+        pytest.skip("no torchfcpe: see README, official weights")
+    family = (base_lm if form == "base" else expressive_lm).family
+    counts = write_shard(corpus / "shard", corpus, read_manifest(corpus), family)
+    assert counts["utterances"] == 2 and counts["words"] == 2 and "short is left out" in capsys.readouterr().err
+    kinds = ("Hu",) if form == "base" else ("St", "Pi", "Hu")
+    shard = Shard(corpus / "shard", tokenizer_versions(family.checkpoint, kinds))
+    assert len(shard) == 2 and [shard[i].id for i in range(2)] == ["a", "b"] and shard[1].text == "Ünd"
+    samples, _ = soundfile.read(corpus / "a.wav", dtype="float32")
+    assert shard.units(0) == family.encode(samples[: round(1.2 * 16000)])
+    assert shard[0].tokens() == tuple(merge(shard.units(0)))
+    assert shard[0].words == ("So,", "be!") and shard[0].starts_s.tolist() == pytest.approx([0.1, 0.5])
+    with pytest.raises(IndexError, match="utterance 2 of 2"):
+        _ = shard[2]
+
+
+def test_another_tokenizer_is_refused(corpus: Path, base_lm, expressive_lm):
+    write_shard(corpus / "shard", corpus, read_manifest(corpus)[:1], base_lm.family)
+    versions = tokenizer_versions(base_lm.family.checkpoint, ("Hu",))
+    Shard(corpus / "shard", versions)
+    with pytest.raises(ValueError, match=r"made by quantizer .* the model has quantizer abc: encode"):
+        Shard(corpus / "shard", versions | {"quantizer": "abc"})
+    with pytest.raises(ValueError, match=r"made by pitch \(none\)"):
+        Shard(corpus / "shard", versions | {"pitch": "abc"})
+    with pytest.raises(ValueError, match="which the model does not have"):
+        Shard(corpus / "shard", {"hubert": versions["hubert"]})
+    header = json.loads((corpus / "shard" / "shard.json").read_text())
+    (corpus / "shard" / "shard.json").write_text(json.dumps(header | {"format": 99}))
+    with pytest.raises(ValueError, match="format 99"):
+        Shard(corpus / "shard")
+    with pytest.raises(FileNotFoundError, match="no shard"):
+        Shard(corpus)
+
+
+def test_versions_are_equal_in_both_layouts(official: Path, tmp_path: Path):
+    name = official / "spiritlm_model" / "spirit-lm-base-7b"
+    convert(name, tmp_path / "own")
+    first = tokenizer_versions(find(str(name)), ("Hu",))
+    assert set(first) == {"hubert", "quantizer"}
+    assert first.keys() == tokenizer_versions(find(str(tmp_path / "own")), ("Hu",)).keys()
+
+
+codes = st.lists(st.integers(0, 4), min_size=0, max_size=60)
+
+
+@given(codes, codes, codes, st.lists(st.floats(0.05, 1.0), min_size=1, max_size=6), st.data())
+def test_spans_hold_every_frame_once(hubert, pitch, style, steps, data):
+    starts = np.cumsum(np.array(steps, np.float32))
+    frames = {"Hu": hubert, "Pi": pitch, "St": style}
+    arrays = {kind: np.array(values, np.uint16) for kind, values in frames.items()}
+    line = Tokenized("a", "", "x", "train", arrays, tuple("w" * len(steps)), starts)
+    cuts = sorted({0, len(steps), *data.draw(st.lists(st.integers(0, len(steps)), max_size=4))})
+    spans = [line.tokens(a, b) for a, b in itertools.pairwise(cuts)]
+    styles = [token.code for span in spans for token in span if token.kind == "St"]
+    assert styles == style
+    for kind in ("Hu", "Pi"):
+        # within a span runs are one token; across a cut a run may go on, which is no loss
+        made = [token.code for span in spans for token in span if token.kind == kind]
+        bounds = [0.0, *(float(starts[cut]) for cut in cuts[1:-1])]
+        expected: list[int] = []
+        for begin, end in zip(bounds, [*bounds[1:], float("inf")], strict=True):
+            inside = [c for i, c in enumerate(frames[kind]) if begin - 1e-6 <= i / CODES_A_SECOND[kind] < end - 1e-6]
+            expected += [c for i, c in enumerate(inside) if i == 0 or inside[i - 1] != c]
+        assert made == expected

@@ -1,0 +1,138 @@
+"""The paper's ablation of interleaving at nano's size: the same tokens and the same model, other documents.
+
+    python -m spiritrt.training.ablation --work build/ablation --steps 600 --seeds 3
+
+Trains a language model from scratch on each mix (`lm_data.MIXES`: interleaved, ASR and TTS pairs alone, speech and text
+unaligned, word-level transcription) for each seed, and scores Topic-StoryCloze within and across modalities. A run that
+was interrupted goes on; a finished one is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import spiritrt
+from spiritrt.evaluation.commands import OWN_SETS, SETS
+from spiritrt.evaluation.likelihood import Scorer
+from spiritrt.evaluation.report import mean_metric
+from spiritrt.evaluation.stories import DIRECTIONS, storycloze
+from spiritrt.models.checkpoints import find
+from spiritrt.training.batches import BatchStream
+from spiritrt.training.lm import Plan, Trainer, run
+from spiritrt.training.lm_data import MIXES, load_documents
+from spiritrt.training.tokenizer import NanoTokenizer
+
+ABLATED = ("interleaved", "pairs", "unaligned", "transcribed")
+
+
+def train_one(
+    mix: str, plan: Plan, units: Path, heard: Path | None, family: Path, work: Path, context: int = 512
+) -> Path:
+    """Train on one mix; the folder of a family with the speech parts of `family` and the new language model."""
+    model = work / "model"
+    if not model.is_dir():
+        shutil.copytree(family, model)
+    documents = load_documents(units, NanoTokenizer(model), replace(MIXES[mix], context=context), plan.seed, heard)
+    trainer = Trainer(plan, BatchStream(documents, plan.batch_tokens))
+    if (work / "lm.pt").is_file():
+        trainer.load(work / "lm.pt")
+    run(trainer, work, model, export_minutes=float("inf"))
+    if trainer.progress < 1:
+        raise SystemExit(f"stopped at step {trainer.steps_done} of {plan.steps}: run again to go on")
+    return model
+
+
+def score(model: Path, stories: Path) -> dict[str, dict[str, float | int]]:
+    """Accuracy of a model in every direction, by mean and by sum."""
+    report = storycloze(Scorer(spiritrt.load(str(model), progress=False)), str(model), stories, None)
+    return {part: metric.as_json() for part, metric in report.parts.items()}
+
+
+def summary(
+    results: dict[str, list[dict[str, dict[str, float | int]]]],
+) -> dict[str, dict[str, dict[str, float | int]]]:
+    """Mean accuracy over the seeds and its standard error, by mix and direction (mean a token)."""
+    return {
+        mix: {
+            direction: mean_metric("accuracy", [float(r[f"{direction} mean"]["accuracy"]) for r in runs]).as_json()
+            for direction in DIRECTIONS
+        }
+        for mix, runs in results.items()
+        if runs
+    }
+
+
+def show(figures: dict[str, dict[str, dict[str, float | int]]], console: Console) -> None:
+    """Print the table: a mix a row, a direction a column."""
+    table = Table(title="Topic-StoryCloze, accuracy ± standard error over seeds")
+    for column in ("documents", *DIRECTIONS):
+        table.add_column(column)
+    for mix, row in figures.items():
+        cells = [f"{100 * row[d]['accuracy']:.1f} ± {100 * row[d]['spread']:.1f}" for d in DIRECTIONS]
+        table.add_row(mix, *cells)
+    console.print(table)
+
+
+def ablate(
+    mixes: Sequence[str],
+    seeds: int,
+    plan: Plan,
+    units: Path,
+    heard: Path | None,
+    family: Path,
+    work: Path,
+    stories: Path,
+) -> dict[str, dict[str, dict[str, float | int]]]:
+    """Train and score every mix for every seed; writes `work/ablation.json` after each and returns the summary."""
+    results: dict[str, list[dict[str, dict[str, float | int]]]] = {mix: [] for mix in mixes}
+    for seed in range(seeds):
+        for mix in mixes:
+            folder = work / f"{mix}-{seed}"
+            done = folder / "stories.json"
+            if not done.is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                model = train_one(mix, replace(plan, seed=seed), units, heard, family, folder)
+                done.write_text(json.dumps(score(model, stories), indent=1), encoding="utf-8")
+            results[mix].append(json.loads(done.read_text(encoding="utf-8")))
+            report = {
+                "summary": summary(results),
+                "steps": plan.steps,
+                "batch_tokens": plan.batch_tokens,
+                "runs": results,
+            }
+            (work / "ablation.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    return summary(results)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Interleaving against pairs and against none, same tokens, same size.")
+    parser.add_argument("--units", type=Path, default=Path("build/nano/units.jsonl"))
+    parser.add_argument("--heard", type=Path, help="units that the trained encoder emits")
+    parser.add_argument("--model", default="nano", help="family of the speech parts and the tokenizer")
+    parser.add_argument("--work", type=Path, default=Path("build/ablation"))
+    parser.add_argument("--stories", type=Path, default=SETS / OWN_SETS["storycloze"])
+    parser.add_argument("--mixes", nargs="+", choices=ABLATED, default=["interleaved", "pairs", "unaligned"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each run")
+    parser.add_argument("--width", type=int, default=Plan().width)
+    parser.add_argument("--layers", type=int, default=Plan().layers)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    plan = Plan(steps=args.steps, width=args.width, layers=args.layers, inner=round(2.75 * args.width))
+    family = find(args.model).folder
+    figures = ablate(args.mixes, args.seeds, plan, args.units, args.heard, family, args.work, args.stories)
+    show(figures, Console())
+
+
+if __name__ == "__main__":
+    main()

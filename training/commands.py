@@ -1,0 +1,40 @@
+"""`spiritrt finetune`: LoRA on one's own shards."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def finetune(
+    shards: Annotated[list[Path], typer.Argument(metavar="SHARD...", help="Folders of spiritrt.training.shards.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new family.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="nano, an official name, or a model folder.")] = "nano",
+    task: Annotated[str, typer.Option(help="asr, tts or interleaved.")] = "asr",
+    steps: Annotated[int, typer.Option(help="Optimizer steps.", min=1)] = 500,
+    minutes: Annotated[float, typer.Option(help="Stop after so long; the same command goes on.")] = 60.0,
+    rank: Annotated[int, typer.Option(help="Of the change of each matrix.", min=1)] = 16,
+    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-4,
+    context: Annotated[int, typer.Option(help="Most tokens of a document.")] = 1024,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens of a step.")] = 4096,
+    seed: Annotated[int, typer.Option(help="Of the data and the adapters.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Fine-tune a language model on a task with LoRA, and write it as a family of its own.
+
+    Example: spiritrt finetune shard --task asr --model nano --out nano-asr
+    """
+    from spiritrt.training.finetune import FinetunePlan
+    from spiritrt.training.finetune import finetune as train
+
+    plan = FinetunePlan(
+        task=task, rank=rank, alpha=2 * rank, rate=rate, steps=steps, batch_tokens=batch_tokens, context=context,
+        seed=seed,
+    )  # fmt: skip
+    losses = train(model, shards, out, plan, minutes, device)
+    result = {"out": str(out), "steps": len(losses), "first_loss": losses[:1], "last_loss": losses[-1:]}
+    print(
+        json.dumps(result) if as_json else f"{out}: {len(losses)} steps, loss {losses[-1]:.3f}" if losses else str(out)
+    )

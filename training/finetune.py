@@ -1,0 +1,223 @@
+"""`spiritrt finetune`: LoRA on a task's documents, merged into a family of its own (needs peft).
+
+Tasks are the forms that the model is asked in (spec, section 7):
+
+    asr           [Speech]units[Text]<START Transcript>words<END></s>, the loss on the words alone
+    tts           [Text]words[Speech]units</s>, the loss on the units alone
+    interleaved   words now as text, now as speech, the loss on everything
+
+Data are shards of the model's own tokenizers (`spiritrt.training.shards`). The rank-limited change is trained, then
+added to the weights: the result loads like any family. `adapter.safetensors` keeps the change by itself.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from spiritrt.generate import ASR_CLOSE, ASR_OPEN
+from spiritrt.models.checkpoints import find, save_part
+from spiritrt.models.llama import Llama, LlamaConfig
+from spiritrt.models.weights import load_weights
+from spiritrt.tokens.text import Tokenizer
+from spiritrt.training.batches import BatchStream
+from spiritrt.training.checkpoint import Budget, Schedule, load_checkpoint, save_checkpoint, set_lr
+from spiritrt.training.interleave import Segment, SpanPlan, draw_spans, encode, rng_of
+from spiritrt.training.lm import loss_of
+from spiritrt.training.shard_documents import FamilyEncoder
+from spiritrt.training.shards import Shard, Tokenized, tokenizer_versions
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class FinetunePlan:
+    """How to fine-tune; `rank` and `alpha` are LoRA's (Hu et al. 2021)."""
+
+    task: str = "asr"
+    rank: int = 16
+    alpha: int = 32
+    rate: float = 2e-4
+    steps: int = 500
+    batch_tokens: int = 4096
+    context: int = 1024
+    warmup_steps: int = 20
+    spans: SpanPlan = SpanPlan()  # noqa: RUF009 (frozen)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
+        if self.rank < 1 or self.alpha <= 0 or self.rate <= 0 or self.steps < 1:
+            raise ValueError(f"rank, alpha, rate and steps must be above 0: {self}")
+        if not 16 <= self.context <= self.batch_tokens:
+            raise ValueError(f"context must lie in 16..batch_tokens ({self.batch_tokens}), got {self.context}")
+
+
+class TaskDocuments:
+    """The endless set of a task's documents; one that is longer than the context is passed over."""
+
+    def __init__(self, shards: Sequence[Shard], tokenizer: Tokenizer, plan: FinetunePlan) -> None:
+        self.shards, self.mix, self.seed = shards, plan, plan.seed
+        self.tokenizer, self.encoder = tokenizer, FamilyEncoder(tokenizer)
+        self._make = TASKS[plan.task]
+        self._lines = [
+            (shard, i) for shard, lines in enumerate(shards) for i in range(len(lines))
+            if plan.task != "interleaved" or lines.has_words(i)
+        ]  # fmt: skip
+        if not self._lines:
+            raise ValueError(f"the shards have nothing for {plan.task}: utterances with word times are needed")
+
+    def document(self, epoch: int, index: int) -> tuple[list[int], list[float]]:
+        rng = rng_of(self.seed, epoch, index)
+        for _ in range(100):
+            shard, line = rng.choice(self._lines)
+            ids, weights = encode(self._make(self, self.shards[shard][line], rng), self.encoder)
+            if len(ids) <= self.mix.context:
+                return ids, weights
+        raise ValueError(f"hardly a document of {self.mix.task} fits into {self.mix.context} tokens: raise the context")
+
+    def units(self, line: Tokenized, first: int = 0, last: int | None = None) -> tuple[int, ...]:
+        vocabulary = self.tokenizer.vocabulary
+        return tuple(vocabulary.id_of(token) - self.encoder.first_unit for token in line.tokens(first, last))
+
+
+def _asr(documents: TaskDocuments, line: Tokenized, rng: random.Random) -> list[Segment]:
+    return [
+        Segment("speech", units=documents.units(line), weight=0.0, marker_weight=0.0),
+        Segment("text", text=f"{ASR_OPEN}{line.text}{ASR_CLOSE}", ends_turn=True),
+    ]
+
+
+def _tts(documents: TaskDocuments, line: Tokenized, rng: random.Random) -> list[Segment]:
+    return [
+        Segment("text", text=line.text, weight=0.0, marker_weight=0.0),
+        Segment("speech", units=documents.units(line), ends_turn=True),
+    ]
+
+
+def _interleaved(documents: TaskDocuments, line: Tokenized, rng: random.Random) -> list[Segment]:
+    segments = []
+    for span in draw_spans(len(line.words), documents.mix.spans, rng):
+        if span.modality == "text":
+            segments.append(Segment("text", text=" ".join(line.words[span.start : span.end])))
+        elif units := documents.units(line, span.start, span.end):
+            segments.append(Segment("speech", units=units))
+    return segments
+
+
+TASKS: dict[str, Callable[[TaskDocuments, Tokenized, random.Random], list[Segment]]] = {
+    "asr": _asr, "tts": _tts, "interleaved": _interleaved,
+}  # fmt: skip
+
+
+def add_lora(model: Llama, plan: FinetunePlan) -> list[nn.Parameter]:
+    """Puts adapters on every projection of `model`, freezes the rest, and returns what is to be trained.
+
+    Raises ImportError where peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError(f'fine-tuning needs peft: pip install "spiritrt[finetune]" ({error})') from error
+    config = LoraConfig(r=plan.rank, lora_alpha=plan.alpha, lora_dropout=0.0, target_modules=list(TARGETS), bias="none")
+    inject_adapter_in_model(config, model)
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def merged(model: Llama) -> dict[str, Tensor]:
+    """The weights of a model with its adapters added, under the names that it had without them."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.merge()
+    return {
+        name.replace(".base_layer.", "."): value.detach()
+        for name, value in model.state_dict().items()
+        if "lora_" not in name
+    }
+
+
+def finetune(
+    model: str, shards: Sequence[Path], out: Path, plan: FinetunePlan, minutes: float, device: str = "cpu"
+) -> list[float]:
+    """Fine-tune a family on shards and write the result as the family `out`; returns the losses of this run.
+
+    `out/finetune.ckpt` is the state: a run that was stopped goes on. Raises ValueError where the shards are of other
+    tokenizers, or `out` holds another model.
+    """
+    source = find(model)
+    config = source.part("lm").config
+    tokenizer = Tokenizer(source.tokenizer or source.folder, config["vocab_size"])
+    kinds = ("St", "Pi", "Hu") if tokenizer.vocabulary.expressive else ("Hu",)
+    versions = tokenizer_versions(source, kinds)
+    documents = TaskDocuments([Shard(folder, versions) for folder in shards], tokenizer, plan)
+    state_file = out / "finetune.ckpt"
+    if (out / "spiritrt.json").is_file() and not state_file.is_file():
+        raise ValueError(f"{out} holds a model already; choose another folder")
+    torch.manual_seed(plan.seed)
+    llama = Llama(LlamaConfig.from_official(config))
+    stored = source.part("lm").load()
+    load_weights(llama, stored, ignore=("*.rotary_emb.inv_freq",))
+    llama.float()
+    trained = add_lora(llama, plan)
+    llama.to(device)
+    optimizer = torch.optim.AdamW(trained, lr=plan.rate, weight_decay=0.0)
+    schedule = Schedule(plan.rate, plan.steps, warmup=min(plan.warmup_steps, plan.steps))
+    stream = BatchStream(documents, plan.batch_tokens)
+    done = 0
+    adapters = {name: p for name, p in llama.named_parameters() if p.requires_grad}
+    if (state := load_checkpoint(state_file)) is not None:
+        done = int(state["step"])  # type: ignore[call-overload]
+        stream.state = (int(state["epoch"]), int(state["group"]))  # type: ignore[call-overload]
+        optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+        with torch.no_grad():
+            for name, value in state["adapters"].items():  # type: ignore[attr-defined]
+                adapters[name].copy_(value)
+    losses: list[float] = []
+    progress = tqdm(total=plan.steps, initial=done, desc=f"finetune {plan.task}", file=sys.stderr)
+
+    def save() -> None:
+        save_checkpoint(
+            state_file, {
+                "step": done, "epoch": stream.epoch, "group": stream.group, "optimizer": optimizer.state_dict(),
+                "adapters": {name: p.detach().cpu() for name, p in adapters.items()},
+            },
+        )  # fmt: skip
+
+    with Budget(minutes) as budget:
+        while done < plan.steps and not budget.spent():
+            set_lr(optimizer, schedule(done))
+            loss = loss_of(llama, stream.next())
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            done += 1
+            losses.append(float(loss.detach()))
+            progress.update()
+            progress.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+            if budget.save_due():
+                save()
+    progress.close()
+    save()
+    save_file({name: p.detach().cpu().contiguous() for name, p in adapters.items()}, out / "adapter.safetensors")
+    for name in source.parts:
+        if name != "lm":
+            save_part(out, name, source.part(name).config, source.part(name).load())
+    tensors = {name: value.cpu().to(stored[name].dtype) for name, value in merged(llama).items() if name in stored}
+    save_part(out, "lm", config, tensors, reply=source.reply)
+    for file in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+        if ((source.tokenizer or source.folder) / file).is_file():
+            shutil.copy((source.tokenizer or source.folder) / file, out / file)
+    return losses

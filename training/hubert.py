@@ -1,0 +1,345 @@
+"""HuBERT without labels: masked prediction of k-means targets in two iterations, and a linear quantizer by CTC.
+
+    python -m spiritrt.training.hubert --corpus CORPUS --out work --stage 1 --minutes 60   # targets from spectra
+    python -m spiritrt.training.hubert --corpus CORPUS --out work --stage 2 --minutes 60   # from stage 1's features
+    python -m spiritrt.training.hubert --corpus CORPUS --out work --stage quantizer --minutes 20 --model MODEL
+
+A stage hides spans of frames and learns to name their targets (Hsu et al. 2021). The quantizer then learns, by CTC, the
+deduplicated units of clean speech from the features of the same speech through a channel and noise: units that do not
+change with it (Gat et al. 2023). For units defined by phones see `spiritrt.training.units` and `encoder`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from spiritrt.models.checkpoints import save_part
+from spiritrt.models.hubert import Hubert, HubertConfig, LinearQuantizer
+from spiritrt.training.augment import Augmentation, augment
+from spiritrt.training.checkpoint import Average, Budget, Schedule, load_checkpoint, rounded, set_lr
+from spiritrt.training.corpora.manifest import AudioStore, Clip, cut_utterances, read_corpora
+from spiritrt.training.encoder import HUBERT_CONFIG, frame_spectra
+from spiritrt.training.loop import train
+from spiritrt.training.units import FRAME_SPAN_SAMPLES, HOP_SAMPLES, frame_count, k_means
+
+Floats = NDArray[np.float32]
+Units = NDArray[np.int64]
+CODE_DIMS = 128
+TEMPERATURE = 0.1
+MOST_POINTS = 20000  # frames that k-means is fitted on
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedTraining:
+    """How a stage is trained: crops of `frames` of 40 ms, `mask_share` of them hidden in spans of `mask_frames`.
+
+    `layer` is the layer whose features the next stage and the quantizer take, 1-based.
+    """
+
+    steps: int = 8000
+    batch: int = 4
+    frames: int = 80
+    lr: float = 5e-4
+    dropout: float = 0.1
+    mask_share: float = 0.5
+    mask_frames: int = 5
+    layer: int = 4
+    augmented_share: float = 0.3
+    augmentation: Augmentation = field(default_factory=lambda: Augmentation(speed_share=0.0))
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_share < 1 or not 1 <= self.mask_frames < self.frames:
+            raise ValueError(f"mask_share must lie in (0, 1) and mask_frames in 1..frames - 1: {self}")
+        layers = HubertConfig.from_official(HUBERT_CONFIG).output_layer
+        if not 1 <= self.layer <= layers:
+            raise ValueError(f"layer must lie in 1..{layers}, got {self.layer}")
+
+
+def mask_spans(rows: int, training: MaskedTraining, rng: np.random.Generator) -> Tensor:
+    """Which frames are hidden, bool [rows, frames]: random spans (they may overlap), about the wanted share."""
+    t = training
+    # spans overlap: this many give the share in the mean
+    count = max(1, round(np.log(1 - t.mask_share) / np.log(1 - t.mask_frames / t.frames)))
+    mask = np.zeros((rows, t.frames), bool)
+    for row in mask:
+        for first in rng.integers(0, t.frames - t.mask_frames + 1, size=count):
+            row[first : first + t.mask_frames] = True
+    return torch.from_numpy(mask)
+
+
+def spectral_features(samples: Tensor) -> Tensor:
+    """Log mel spectra and their changes under each frame of `samples` [N]: [T, 256]."""
+    spectra = frame_spectra(samples[None])[0]
+    change = torch.zeros_like(spectra)
+    change[1:] = spectra[1:] - spectra[:-1]
+    return torch.cat([spectra, change], dim=1)
+
+
+@torch.no_grad()
+def layer_features(hubert: Hubert, samples: Tensor, layer: int) -> Tensor:
+    """Features [T, D] of a layer (1-based) for `samples` [N] at 16 kHz."""
+    kept: list[Tensor] = []
+    handle = hubert.encoder.layers[layer - 1].register_forward_hook(lambda _, __, output: kept.append(output))
+    try:
+        hubert(samples[None])
+    finally:
+        handle.remove()
+    return kept[0][0]
+
+
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """Normalisation of features and the centres of their clusters."""
+
+    mean: Tensor
+    scale: Tensor
+    centres: Tensor
+
+    def assign(self, features: Tensor) -> Tensor:
+        """Nearest cluster [T] of features [T, D]."""
+        return torch.cdist((features - self.mean) / self.scale, self.centres).argmin(dim=1)
+
+    @classmethod
+    def fit(cls, features: Sequence[Tensor], count: int, seed: int) -> Clusters:
+        """k-means on at most 20,000 frames. Raises ValueError for fewer frames than clusters."""
+        generator = torch.Generator().manual_seed(seed)
+        points = torch.cat(list(features))
+        points = points[torch.randperm(len(points), generator=generator)[:MOST_POINTS]]
+        mean, scale = points.mean(dim=0), points.std(dim=0) + 1e-5
+        return cls(mean, scale, k_means((points - mean) / scale, count, generator))
+
+
+class Data:
+    """Random crops of the training clips with their targets; a batch is a function of (seed, step) alone."""
+
+    def __init__(self, store: AudioStore, targets: Mapping[str, Units], training: MaskedTraining) -> None:
+        """Raises ValueError where no clip is long enough for a crop."""
+        self.store, self.targets, self.training = store, targets, training
+        self.clips: list[Clip] = [
+            clip for clip in store.clips.values()
+            if clip.split == "train" and len(targets.get(clip.id, ())) >= training.frames
+        ]  # fmt: skip
+        if not self.clips:
+            raise ValueError(f"no training clip of {training.frames} frames")
+        lengths = np.array([clip.length for clip in self.clips], float)
+        self._shares = lengths / lengths.sum()
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Clean sound and sound to be heard [B, N], targets [B, F], and which frames are hidden [B, F]."""
+        t = self.training
+        rng = np.random.default_rng((t.seed, step))
+        samples = (t.frames - 1) * HOP_SAMPLES + FRAME_SPAN_SAMPLES
+        clean, heard, targets = [], [], []
+        for index in rng.choice(len(self.clips), size=t.batch, p=self._shares):
+            clip = self.clips[index]
+            row = self.targets[clip.id]
+            first = int(rng.integers(len(row) - t.frames + 1))
+            sound = self.store.read(clip, first * HOP_SAMPLES, samples)
+            clean.append(sound)
+            heard.append(augment(sound, t.augmentation, rng) if rng.random() < t.augmented_share else sound)
+            targets.append(row[first : first + t.frames])
+        mask = mask_spans(t.batch, t, rng)
+        return *(torch.from_numpy(np.stack(column)) for column in (clean, heard, targets)), mask  # type: ignore[return-value]
+
+
+class MaskedTrainer:
+    """Encoder, prediction head, optimizer and averaged weights of one stage."""
+
+    def __init__(self, data: Data, training: MaskedTraining, clusters: int) -> None:
+        torch.manual_seed(training.seed)
+        self.data, self.training, self.clusters = data, training, clusters
+        config = HubertConfig.from_official(HUBERT_CONFIG)
+        width = config.encoder_embed_dim
+        self.model = nn.ModuleDict({
+            "hubert": Hubert(config, training.dropout), "head": nn.Linear(width, CODE_DIMS),
+            "codes": nn.Embedding(clusters, CODE_DIMS),
+        })  # fmt: skip
+        self.hidden = nn.Parameter(0.1 * torch.randn(width))
+        self.optimizer = torch.optim.AdamW(
+            [*self.model.parameters(), self.hidden], training.lr, (0.9, 0.98), weight_decay=0.01
+        )
+        self.schedule = Schedule(training.lr, training.steps, warmup=min(400, training.steps))
+        self.average = Average(self.model)
+        self.step_index = 0
+
+    def step(self) -> dict[str, float]:
+        set_lr(self.optimizer, self.schedule(self.step_index))
+        _, heard, targets, mask = self.data.batch(self.step_index)
+        self.model.train()
+        hubert = self.model["hubert"]
+        assert isinstance(hubert, Hubert)
+        local = hubert.post_extract_proj(hubert.layer_norm(hubert.feature_extractor(heard).transpose(1, 2)))
+        made = self.model["head"](hubert.encoder(torch.where(mask[..., None], self.hidden, local)))[mask]
+        codes = self.model["codes"](torch.arange(self.clusters))
+        logits = F.normalize(made, dim=-1) @ F.normalize(codes, dim=-1).T / TEMPERATURE
+        loss = F.cross_entropy(logits, targets[mask])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_([*self.model.parameters(), self.hidden], 1.0)
+        self.optimizer.step()
+        self.average.update(self.model, self.step_index)
+        self.step_index += 1
+        return {"loss": float(loss.detach()), "accuracy": float((logits.argmax(-1) == targets[mask]).float().mean())}
+
+    def state(self) -> dict[str, object]:
+        return {
+            "step": self.step_index, "model": self.model.state_dict(), "hidden": self.hidden.detach(),
+            "optimizer": self.optimizer.state_dict(), "average": self.average.tensors,
+        }  # fmt: skip
+
+    def resume(self, state: Mapping[str, object]) -> None:
+        self.model.load_state_dict(state["model"])  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.hidden.copy_(state["hidden"])  # type: ignore[arg-type]
+        self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+        self.average.load(state["average"])  # type: ignore[arg-type]
+        self.step_index = int(state["step"])  # type: ignore[call-overload]
+
+    def shipped(self) -> Hubert:
+        """A copy of the encoder with averaged weights, in eval mode."""
+        hubert = Hubert(HubertConfig.from_official(HUBERT_CONFIG))
+        own = {k.removeprefix("hubert."): v for k, v in self.average.tensors.items() if k.startswith("hubert.")}
+        hubert.load_state_dict(own)
+        return hubert.eval()
+
+
+class QuantizerTrainer:
+    """A linear quantizer on frozen features: CTC of the clean speech's units from disturbed speech."""
+
+    def __init__(self, data: Data, hubert: Hubert, training: MaskedTraining, clusters: int) -> None:
+        torch.manual_seed(training.seed)
+        self.data, self.hubert, self.training, self.clusters = data, hubert.eval(), training, clusters
+        width = hubert.config.encoder_embed_dim
+        self.model = LinearQuantizer(width, width, clusters)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), training.lr, weight_decay=0.01)
+        self.schedule = Schedule(training.lr, training.steps, warmup=min(100, training.steps))
+        self.step_index = 0
+
+    def step(self) -> dict[str, float]:
+        set_lr(self.optimizer, self.schedule(self.step_index))
+        _, heard, targets, _ = self.data.batch(self.step_index)
+        with torch.no_grad():
+            features = torch.stack([layer_features(self.hubert, row, self.training.layer) for row in heard])
+        logits = self.model(features)
+        runs = [torch.unique_consecutive(row) for row in targets]
+        loss = F.ctc_loss(
+            logits.log_softmax(-1).transpose(0, 1), torch.cat(runs), torch.full((len(runs),), logits.shape[1]),
+            torch.tensor([len(run) for run in runs]), blank=self.clusters, zero_infinity=True,
+        )  # fmt: skip
+        # frames as well: units must keep their times
+        loss = loss + F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.step_index += 1
+        return {"loss": float(loss.detach()), "accuracy": float((logits.argmax(-1) == targets).float().mean())}
+
+    def state(self) -> dict[str, object]:
+        return {"step": self.step_index, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def resume(self, state: Mapping[str, object]) -> None:
+        self.model.load_state_dict(state["model"])  # type: ignore[arg-type]
+        self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+        self.step_index = int(state["step"])  # type: ignore[call-overload]
+
+
+def cluster_store(
+    store: AudioStore, features_of: Callable[[Tensor], Tensor], count: int, path: Path, seed: int
+) -> dict[str, Units]:
+    """Targets of every clip by k-means on its features, kept in `path`; fitted on the training clips."""
+    if path.is_file():
+        with np.load(path) as arrays:
+            return {name: arrays[name].astype(np.int64) for name in arrays.files}
+    features = {}
+    for clip in tqdm(store.clips.values(), desc="features", file=sys.stderr):
+        if frame_count(clip.length) > 1:
+            features[clip.id] = features_of(torch.from_numpy(store.read(clip)))
+    clusters = Clusters.fit([f for i, f in features.items() if store.clips[i].split == "train"], count, seed)
+    targets = {i: clusters.assign(f).numpy() for i, f in features.items()}
+    partial = path.with_name("partial-" + path.name)
+    np.savez(partial, **{i: row.astype(np.int16) for i, row in targets.items()})  # type: ignore[arg-type]
+    partial.replace(path)
+    return targets
+
+
+def hubert_of(path: Path, clusters: int) -> Hubert:
+    """The encoder of a stage's checkpoint. Raises FileNotFoundError where the stage has not been trained."""
+    state = load_checkpoint(path)
+    if state is None:
+        raise FileNotFoundError(f"no {path}: train the stage before first")
+    average: Mapping[str, Tensor] = state["average"]  # type: ignore[assignment]
+    hubert = Hubert(HubertConfig.from_official(HUBERT_CONFIG))
+    hubert.load_state_dict({k.removeprefix("hubert."): v for k, v in average.items() if k.startswith("hubert.")})
+    return hubert.eval()
+
+
+def main() -> None:
+    defaults = MaskedTraining()
+    parser = argparse.ArgumentParser(description="Train HuBERT by masked prediction, and its linear quantizer.")
+    parser.add_argument("--corpus", type=Path, nargs="+", required=True, help="folders with a manifest.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, targets and logs")
+    parser.add_argument("--stage", choices=("1", "2", "quantizer"), required=True)
+    parser.add_argument("--model", type=Path, help="quantizer: family to export hubert and quantizer into")
+    parser.add_argument("--clusters", type=int, default=500, help="units (stage 1: at most 100 of them)")
+    parser.add_argument("--layer", type=int, default=defaults.layer, help="layer of the features, 1-based")
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not (args.out / "audio.json").is_file():
+        by_corpus = read_corpora(args.corpus)
+        AudioStore.write(args.out, [pair for c, members in by_corpus.items() for pair in cut_utterances(c, members)])
+    store = AudioStore(args.out)
+    training = MaskedTraining(steps=args.steps, layer=args.layer, seed=args.seed)
+    first = min(100, args.clusters)
+    budget = Budget(args.minutes)
+    if args.stage == "1":
+        targets = cluster_store(store, spectral_features, first, args.out / "targets_1.npz", args.seed)
+    else:
+        before = hubert_of(args.out / ("stage_1.ckpt" if args.stage == "2" else "stage_2.ckpt"), first)
+        name = "targets_2.npz" if args.stage == "2" else "targets_units.npz"
+
+        def features_of(samples: Tensor) -> Tensor:
+            return layer_features(before, samples, args.layer)
+
+        targets = cluster_store(store, features_of, args.clusters, args.out / name, args.seed)
+    count = first if args.stage == "1" else args.clusters
+    data = Data(store, targets, training)
+    path = args.out / (f"stage_{args.stage}.ckpt" if args.stage != "quantizer" else "quantizer.ckpt")
+    trainer: MaskedTrainer | QuantizerTrainer
+    trainer = (
+        QuantizerTrainer(data, before, training, count)
+        if args.stage == "quantizer"
+        else MaskedTrainer(data, training, count)
+    )
+    state = load_checkpoint(path)
+    if state is not None:
+        trainer.resume(state)
+    train(trainer, training.steps, path, path.with_suffix(".log"), budget)
+    if isinstance(trainer, QuantizerTrainer) and args.model is not None:
+        config = HUBERT_CONFIG | {"output_layer": args.layer}
+        save_part(args.model, "hubert", config, rounded(trainer.hubert.state_dict()))
+        width = trainer.hubert.config.encoder_embed_dim
+        shape = {"model_cfg": {"dim": width, "upstream_dim": width, "vocab_size": count}}
+        save_part(args.model, "quantizer", shape, rounded(trainer.model.state_dict()))
+    print(json.dumps({"stage": args.stage, "step": trainer.step_index, "clips": len(data.clips)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The loop that every training shares: step, log, save, until the steps or the budget are used up."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Protocol
+
+from tqdm import tqdm
+
+from spiritrt.training.checkpoint import Budget, save_checkpoint
+
+
+class Steps(Protocol):
+    """What is trained: `step()` makes one optimizer step and returns its figures, `state()` is all that resumes it."""
+
+    step_index: int
+
+    def step(self) -> dict[str, float]: ...
+
+    def state(self) -> dict[str, object]: ...
+
+
+def train(trainer: Steps, steps: int, path: Path, log: Path, budget: Budget, every: int = 100) -> None:
+    """Step until the budget or `steps` are used up.
+
+    Checkpoints go to `path`, at the end and whenever the budget says so; mean figures of `every` steps go to `log`, one
+    JSON line each.
+    """
+    progress = tqdm(total=steps, initial=trainer.step_index, desc=path.stem, file=sys.stderr, mininterval=10)
+    sums: dict[str, float] = {}
+    began, counted = time.monotonic(), 0
+    with log.open("a", encoding="utf-8") as out, budget:
+        while trainer.step_index < steps and not budget.spent():
+            for name, value in trainer.step().items():
+                sums[name] = sums.get(name, 0.0) + value
+            counted += 1
+            progress.update()
+            if counted == every:
+                line = {"step": trainer.step_index, "s_a_step": round((time.monotonic() - began) / counted, 4)}
+                out.write(json.dumps(line | {k: round(v / counted, 4) for k, v in sums.items()}) + "\n")
+                out.flush()
+                sums, began, counted = {}, time.monotonic(), 0
+            if budget.save_due():
+                save_checkpoint(path, trainer.state())
+    progress.close()
+    save_checkpoint(path, trainer.state())
