@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 AUTO = "auto"
+PREFIX = "SPIRITRT_KERNEL_"  # of the environment variables that choose a variant, followed by the op
 CONFIGS = Path(__file__).parent / "configs"
 PRIORITIES = {"cpu": 30, "triton": 20, "torch": 10, "reference": 0}  # the usual ones
 
@@ -106,7 +107,10 @@ def choose(op: str, case: Case, choice: str = AUTO) -> Variant:
     """
     known = variants(op)
     source = "asked for"
-    variable = f"SPIRITRT_KERNEL_{op.upper()}"
+    variable = PREFIX + op.upper()
+    for name in os.environ:
+        if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in _variants:
+            raise KernelError(f"{name} is set, and there is no such op: there are {', '.join(ops())}")
     if choice == AUTO and os.environ.get(variable, AUTO) != AUTO:
         choice, source = os.environ[variable], f"asked for by {variable}"
     if choice == AUTO and case.device == "cuda":

@@ -60,11 +60,7 @@ class Family:
         choices = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
         if dtype not in choices:
             raise ValueError(f"dtype must be one of {', '.join(choices)}, got {dtype!r}")
-        try:
-            self.device = torch.device(device)
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        self.device = usable_device(device)
         self.checkpoint = checkpoint
         self.name = checkpoint.name
         self._pitch_tracker = pitch_tracker
@@ -247,3 +243,13 @@ class Family:
         part = self.checkpoint.part(name)
         with part.named_in_errors():
             return make(part.config, part.load()).to(self.device)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name. Raises ValueError with the reason where this machine or this torch cannot use it."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device

@@ -190,3 +190,9 @@ def test_tuned_sizes_are_compiled_for_the_chip_that_they_are_for(gpu_file):
     assert extra["fp8_mha_128_tall"].constexprs["BLOCK_N"] == 64
     assert extra["fp32"].constexprs["BLOCK"] == 2048 and extra["fp8_32x128"].num_warps == 2
     assert not {"bf16_gqa_64", "fp8_mha_128", "linear_bf16_int8_12288x4096_1_norm", "fp8_mha_128_low"} & extra.keys()
+
+
+def test_a_choice_for_an_op_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIRITRT_KERNEL_SAMPLER", "torch")
+    with pytest.raises(registry.KernelError, match="SPIRITRT_KERNEL_SAMPLER is set, and there is no such op"):
+        registry.choose("sampling", registry.Case("cpu", torch.float32))
