@@ -13,6 +13,8 @@ from spiritrt.models.pitch import FcpeTracker, YaaptTracker
 
 PACKAGES = ("spiritrt", "torch", "numpy", "safetensors", "sentencepiece", "soundfile", "soxr", "typer", "rich")
 OPTIONAL = {
+    "onnxruntime": 'voice activity: pip install ".[vad]"',
+    "silero_vad": "voice activity: pip install --no-deps silero-vad",
     "triton": "GPU kernels; comes with a CUDA build of torch",
     "torchaudio": "forced alignment and resampling parity; has no CPU build beside this torch",
     "faster_whisper": 'the ASR judge of training: pip install ".[train]"',

@@ -1,178 +1,210 @@
-"""Speech tokens as streams, for one conversation: of a turn while it is heard, and to sound while a reply is made."""
+"""Speech tokens as streams, for many sessions: of turns while they are heard, and to sound while replies are made.
 
-import random
-from bisect import bisect_left
+What a slot gives depends on what it was given, never on the other slots or on when it was stepped: so each takes its
+sound in pieces and its units one by one. With `alone` (the default on a CPU, where a batch gains little) slots are
+also stepped one after the other, so that not even the last bit of a sum depends on the batch.
+"""
+
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from spiritrt.audio import RATE_HZ, Samples
 from spiritrt.duplex.prosody import PitchStream, StyleStream
-from spiritrt.duplex.streams import HubertStream, Norm, VocoderStream
-from spiritrt.models.family import PITCH_WHERE_NONE, STYLE_WHERE_NONE, Family
-from spiritrt.tokens.units import STYLES_WHERE_NONE, TokenMerger
+from spiritrt.duplex.reply_sound import VocoderUnit
+from spiritrt.duplex.streams import FRAME_MS, LEFT_MS, HubertStream, Norm, VocoderStream
+from spiritrt.duplex.work import PIECE_SAMPLES
+from spiritrt.models.family import Family
+from spiritrt.tokens.units import TokenMerger
 from spiritrt.tokens.vocabulary import SpeechToken
 
-# The encoder's windows. On nano (bench/results/cpu/encoder.json) 320 ms of look-ahead are the knee: 86% of the units
-# are offline's, where 160 ms give 82% and 640 ms 87%. 4 s of past add 1% for half as much work again, and a chunk of
-# 80 ms takes twice the work. What waits in a window costs little at the end of a turn: the flush commits it.
-LEFT_MS, CHUNK_MS, LOOK_AHEAD_MS = 2000, 160, 320
+FRAME_SAMPLES = FRAME_MS * RATE_HZ // 1000
+FRAMES_A_STEP = 2  # 80 ms: a vocoder step of one length gives the same bits whatever waits
 
 
-class UnitStream:
-    """Speech tokens of one turn, as it is heard: a `HubertStream` of one slot, with pitch and style for Expressive.
+class TurnEncoder:
+    """Speech tokens of turns as they are heard, each in a slot: HuBERT units, with pitch and style for Expressive.
 
-    `left_ms`, `chunk_ms`, `look_ahead_ms` and `norm` are the `HubertStream`'s.
+    A turn is listened to in pieces of `PIECE_SAMPLES`. `close` says how it would end here, and leaves it open: the turn
+    may go on, or be begun anew.
     """
 
-    def __init__(
-        self,
-        family: Family,
-        chunk_ms: int = CHUNK_MS,
-        look_ahead_ms: int | None = LOOK_AHEAD_MS,
-        left_ms: int | None = LEFT_MS,
-        norm: Norm = "window",
-    ) -> None:
-        self._hubert = HubertStream(
-            family.hubert,
-            family.quantizer,
-            left_ms=left_ms,
-            chunk_ms=chunk_ms,
-            look_ahead_ms=look_ahead_ms,
-            norm=norm,
-        )
-        self._slot = self._hubert.open()
-        self._chunk = chunk_ms * RATE_HZ // 1000
+    def __init__(self, family: Family, slots: int, alone: bool = True, norm: Norm = "window") -> None:
+        models = family.hubert, family.quantizer
+        self._live = HubertStream(*models, slots, norm=norm)
+        # a window that ends a turn, by itself: one that is closed while it goes on elsewhere
+        self._ending = HubertStream(*models, 1, left_ms=None, look_ahead_ms=None, buffer_s=_ENDING_S)
+        self._ending_slot = self._ending.open()
+        self._family, self._alone = family, alone
+        self._turns: dict[int, _Turn] = {}
+
+    def open(self) -> int:
+        """Takes a free slot into use. Raises ValueError where there is none."""
+        slot = self._live.open()
+        self._turns[slot] = _Turn(self._family)
+        return slot
+
+    def free(self, slot: int) -> None:
+        """Gives a slot back."""
+        self._live.close(slot)
+        del self._turns[slot]
+
+    def begin(self, slot: int, whole: bool = False) -> None:
+        """Begins a new turn in a slot; `whole`: closing it encodes all of it again, as offline does."""
+        self._live.reset(slot)
+        self._turns[slot] = _Turn(self._family, whole)
+
+    def listen(self, pieces: Sequence[tuple[int, Samples]]) -> list[list[SpeechToken]]:
+        """Takes the next piece [PIECE_SAMPLES] of some slots' turns; the tokens of each that are now committed."""
+        for _, piece in pieces:
+            assert len(piece) == PIECE_SAMPLES, f"a piece has {len(piece)} samples"
+        batches = [[each] for each in pieces] if self._alone else [list(pieces)]
+        return [tokens for batch in batches for tokens in self._listen(batch)]
+
+    def close(self, slot: int, rest: Samples) -> list[SpeechToken]:
+        """The tokens that a slot's turn still has if it ends with the samples `rest`; nothing changes.
+
+        Of a turn that was begun as `whole`, all tokens: those that were committed may differ.
+        """
+        turn = self._turns[slot]
+        sound = np.concatenate([turn.sound, rest])
+        self._ending.reset(self._ending_slot)
+        self._ending.accept(self._ending_slot, sound)
+        self._ending.flush(self._ending_slot)
+        (packet,) = self._ending.step()
+        pitch, style = turn.closing_codes(rest)
+        if turn.whole:
+            merger = TokenMerger(turn.merger.kinds)
+            return merger.accept(packet.units, turn.pitch + pitch, turn.style + style) + merger.flush()
+        merger = copy.deepcopy(turn.merger)
+        return merger.accept(packet.units[turn.units - turn.start // FRAME_SAMPLES :], pitch, style) + merger.flush()
+
+    def _listen(self, pieces: Sequence[tuple[int, Samples]]) -> list[list[SpeechToken]]:
+        for slot, piece in pieces:
+            self._live.accept(slot, piece)
+        units: dict[int, list[int]] = {slot: [] for slot, _ in pieces}
+        while self._live.ready():
+            for packet in self._live.step():
+                units[packet.slot] += packet.units
+        return [self._turns[slot].hear(piece, units[slot]) for slot, piece in pieces]
+
+
+class _Turn:
+    """One slot's turn: what closing it needs of its sound, its prosody, and the merger of its tokens."""
+
+    def __init__(self, family: Family, whole: bool = False) -> None:
+        self.whole = whole
+        self.sound = np.zeros(0, np.float32)  # from sample `start` of the turn
+        self.start = 0
+        self.units = 0  # handed out
+        self.pitch: list[int] = []  # codes, where the turn is encoded again
+        self.style: list[int] = []
         self._pitch: PitchStream | None = None
         self._style: StyleStream | None = None
         if family.expressive:
             self._pitch = PitchStream(family.pitch_tracker, family.pitch_quantizer)
             self._style = StyleStream(family.style_classifier)
-        self._merger = TokenMerger(("St", "Pi", "Hu") if family.expressive else ("Hu",))
+        self.merger = TokenMerger(("St", "Pi", "Hu") if family.expressive else ("Hu",))
 
-    def reset(self) -> None:
-        """Begins a new turn."""
-        self._hubert.reset(self._slot)
-        for stream in (self._pitch, self._style, self._merger):
-            if stream is not None:
-                stream.reset()
+    def hear(self, piece: Samples, units: list[int]) -> list[SpeechToken]:
+        self.units += len(units)
+        self.sound = np.concatenate([self.sound, piece])
+        pitch = self._pitch.accept(piece) if self._pitch else []
+        style = self._style.accept(piece) if self._style else []
+        if self.whole:
+            self.pitch += pitch
+            self.style += style
+        else:
+            needed = max(0, self.units - LEFT_MS // FRAME_MS) * FRAME_SAMPLES
+            self.sound = self.sound[needed - self.start :]
+            self.start = needed
+        return self.merger.accept(units, pitch, style)
 
-    @property
-    def heard(self) -> int:
-        """Samples of this turn so far."""
-        return self._hubert.accepted(self._slot)
-
-    @property
-    def wanted(self) -> int:
-        """Samples that complete the next chunk: fed so, what comes back at a time depends on nothing but the sound."""
-        return self._chunk - self.heard % self._chunk
-
-    def accept(self, samples: Samples) -> list[SpeechToken]:
-        """Takes the next samples [N] of the turn, any number, and returns the tokens that are now committed.
-
-        Raises what `HubertStream.accept` raises.
-        """
-        self._hubert.accept(self._slot, samples)
-        pitch = self._pitch.accept(samples) if self._pitch else ()
-        style = self._style.accept(samples) if self._style else ()
-        return self._merger.accept(self._run(), pitch, style)
-
-    def flush(self, end: int | None = None) -> list[SpeechToken]:
-        """Commits what is left of the turn, up to sample `end` (default: all). `reset` before the next turn."""
-        self._hubert.flush(self._slot, end)
-        pitch = self._pitch.flush(end) if self._pitch else ()
-        style = self._style.flush(end) if self._style else ()
-        return self._merger.accept(self._run(), pitch, style) + self._merger.flush()
-
-    def _run(self) -> list[int]:
-        units = []
-        while self._hubert.ready():
-            for packet in self._hubert.step():
-                units += packet.units
-        return units
+    def closing_codes(self, rest: Samples) -> tuple[list[int], list[int]]:
+        """Pitch and style codes that come if the turn ends with `rest`."""
+        pitch = self._pitch.fork() if self._pitch else None
+        style = self._style.fork() if self._style else None
+        return (
+            [*pitch.accept(rest), *pitch.flush()] if pitch else [],
+            [*style.accept(rest), *style.flush()] if style else [],
+        )
 
 
-class ReplyStream:
-    """Sound of one reply, as its speech tokens come: a `VocoderStream` of one slot that takes tokens.
+# a window that ends a turn: a whole turn at most, where it is encoded again or all its units are held back
+_ENDING_S = 105.0
 
-    A reply of tokens without a style, to a vocoder that has styles, gets one of three by `seed`, and then sounds only
-    when it is flushed.
-    """
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spoken:
+    """Sound that a slot's units came to: `pcm` [N], `units` (index of a unit in the reply, its samples here)."""
+
+    slot: int
+    pcm: Samples
+    units: tuple[tuple[int, int], ...]
+    final: bool
+
+
+class ReplyVoices:
+    """Sound of replies as their units come, each in a slot of a `VocoderStream`. See `ReplySound` for the units."""
 
     def __init__(
         self,
         family: Family,
-        speaker: int | None = None,
-        style: int | None = None,
-        seed: int = 0,
+        slots: int,
+        alone: bool = True,
         look_ahead_frames: int | None = None,
+        most_frames: int = 16,
     ) -> None:
-        config = family.vocoder.config
-        self._stream = VocoderStream(family.vocoder, look_ahead_frames=look_ahead_frames)
-        self._slot = self._stream.open(speaker, style)
-        self._kinds = ("Pi",) * (config.num_f0_tokens > 0) + ("St",) * (config.num_style_tokens > 0)
-        self._seed = seed
-        self.reset()
+        self._stream = VocoderStream(
+            family.vocoder,
+            slots,
+            look_ahead_frames=look_ahead_frames,
+            chunk_frames=FRAMES_A_STEP,
+            max_frames=FRAMES_A_STEP if alone else most_frames,
+        )
+        self._alone = alone
 
-    def reset(self) -> None:
-        """Begins a new reply."""
-        self._stream.reset(self._slot)
-        self._tokens = 0
-        self._token_of_unit: list[int] = []  # tokens up to and with each unit
-        self._ends: list[int] = []  # sample at which each unit ends, as far as it was handed out
-        self._codes: dict[str, int] = {}  # of pitch and style now
-        self._waiting: list[tuple[int, dict[str, int]]] = []  # units before the first pitch or style
+    @property
+    def delay_ms(self) -> float:
+        """Sound that must follow a sample before it is certain."""
+        return 1000 * self._stream.delay_samples / RATE_HZ
 
-    def accept(self, tokens: Sequence[SpeechToken]) -> Samples:
-        """Takes the next tokens and returns the sound [N] that is certain now; often none."""
-        for kind, code in tokens:
-            self._tokens += 1
-            if kind == "Hu":
-                self._token_of_unit.append(self._tokens)
-                self._waiting.append((code, dict(self._codes)))
-            elif kind in self._kinds:
-                self._codes[kind] = code
-                for _, codes in self._waiting:
-                    codes.setdefault(kind, code)
-        if len(self._codes) == len(self._kinds):
-            self._pass_on()
-        return self._run()
+    def open(self, speaker: int | None = None, style: int | None = None) -> int:
+        """Takes a free slot into use. Raises ValueError where there is none, or for a voice that there is not."""
+        return self._stream.open(speaker, style)
 
-    def flush(self) -> Samples:
-        """Returns the rest of the reply's sound [N]. `reset` before the next.
+    def free(self, slot: int) -> None:
+        """Gives a slot back."""
+        self._stream.close(slot)
 
-        What no token held is as in `Family.vocode`: pitch code 0, and a style drawn by the seed or, without pitch, 71.
-        """
-        styles = STYLES_WHERE_NONE if "Pi" in self._codes else (STYLE_WHERE_NONE,)
-        absent = {"Pi": PITCH_WHERE_NONE, "St": random.Random(self._seed).choice(styles)}
-        for kind in self._kinds:
-            for _, codes in self._waiting:
-                codes.setdefault(kind, absent[kind])
-        self._pass_on()
-        self._stream.flush(self._slot)
-        return self._run()
+    def begin(self, slot: int) -> None:
+        """Begins a new reply in a slot."""
+        self._stream.reset(slot)
 
-    def heard_tokens(self, played: int) -> int:
-        """Tokens of the reply that have sounded, at least in part, once `played` samples of it are played."""
-        if played <= 0:
-            return 0
-        unit = bisect_left(self._ends, played)
-        return self._token_of_unit[unit] if unit < len(self._ends) else self._tokens
+    def speak(self, units: Sequence[tuple[int, VocoderUnit | None]]) -> list[Spoken]:
+        """Takes the next unit of some slots' replies, None for the end; the sound that is now certain, in order."""
+        spoken: list[Spoken] = []
+        if not self._alone:
+            for each in units:
+                self._give(*each)
+            self._run(spoken)
+            return spoken
+        for each in units:
+            self._give(*each)
+            self._run(spoken)
+        return spoken
 
-    def _pass_on(self) -> None:
-        units, self._waiting = self._waiting, []
-        if not units:
+    def _give(self, slot: int, unit: VocoderUnit | None) -> None:
+        if unit is None:
+            self._stream.flush(slot)
             return
-        lists = {kind: [codes[kind] for _, codes in units if kind in codes] for kind in self._kinds}
-        self._stream.accept(self._slot, [unit for unit, _ in units], lists.get("Pi"), lists.get("St"))
+        pitch = None if unit.pitch is None else [unit.pitch]
+        style = None if unit.style is None else [unit.style]
+        self._stream.accept(slot, [unit.code], pitch, style)
 
-    def _run(self) -> Samples:
-        packets = []
+    def _run(self, spoken: list[Spoken]) -> None:
         while self._stream.ready():
             for packet in self._stream.step():
-                packets.append(packet.samples.numpy())
-                for unit, samples in packet.units:
-                    if unit == len(self._ends):
-                        self._ends.append(self._ends[-1] if self._ends else 0)
-                    self._ends[unit] += samples
-        return np.concatenate(packets) if packets else np.zeros(0, np.float32)
+                spoken.append(Spoken(packet.slot, packet.samples.numpy(), tuple(packet.units), packet.final))

@@ -1,7 +1,6 @@
-"""Token streams against their offline counterparts."""
+"""Turns to tokens and replies to sound, for many sessions: against offline, and against being alone."""
 
 import json
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,32 +12,80 @@ from hypothesis import strategies as st
 
 import spiritrt
 from spiritrt import audio
-from spiritrt.duplex.talk import shipped_lines
-from spiritrt.duplex.token_streams import ReplyStream, UnitStream
+from spiritrt.duplex.reply_sound import ReplySound
+from spiritrt.duplex.script import shipped_lines
+from spiritrt.duplex.token_streams import ReplyVoices, TurnEncoder
+from spiritrt.duplex.work import PIECE_SAMPLES
 from spiritrt.models.vocoder import Vocoder, vocode_units, vocoder_from_official
-from spiritrt.tokens.units import TokenMerger, Units, expand, merge
+from spiritrt.tokens.units import expand, merge
 from spiritrt.tokens.vocabulary import SpeechToken, parse_speech
 
 GOLDEN = Path(__file__).parents[1] / "data/golden/checkpoints/speech_tokenizer/hifigan_spiritlm_expressive_w2v2"
-
 TOKENS = st.lists(st.integers(0, 499).map(lambda code: SpeechToken("Hu", code)), min_size=1, max_size=40)
+KINDS = ("Pi", "St")
 
 
-@settings(max_examples=12, deadline=None)
-@given(tokens=TOKENS, cuts=st.lists(st.integers(1, 9), max_size=20))
-def test_reply_stream_is_the_offline_waveform(
-    nano: spiritrt.SpiritLM, tokens: list[SpeechToken], cuts: list[int]
-) -> None:
+@pytest.fixture(scope="module")
+def speech() -> np.ndarray:
+    """A human reader."""
+    return shipped_lines()[2].samples
+
+
+@pytest.fixture(scope="module")
+def encoder(nano: spiritrt.SpiritLM) -> TurnEncoder:
+    return TurnEncoder(nano.family, 3)
+
+
+def heard(encoder: TurnEncoder, slot: int, sound: np.ndarray) -> tuple[list[SpeechToken], np.ndarray]:
+    """The tokens that are committed after listening to the whole pieces of `sound`, and the rest of it."""
+    tokens = []
+    whole = len(sound) // PIECE_SAMPLES * PIECE_SAMPLES
+    for start in range(0, whole, PIECE_SAMPLES):
+        tokens += encoder.listen([(slot, sound[start : start + PIECE_SAMPLES])])[0]
+    return tokens, sound[whole:]
+
+
+def spoken(voices: ReplyVoices, slot: int, tokens: list[SpeechToken], kinds: tuple[str, ...] = ()) -> np.ndarray:
+    """The sound of a whole reply, token by token."""
+    sound = ReplySound(kinds)
+    voices.begin(slot)
+    packets = []
+    for units in [*map(sound.accept, tokens), [*sound.flush(), None]]:
+        packets += [packet for unit in units for packet in voices.speak([(slot, unit)])]
+    assert packets[-1].final
+    for packet in packets:
+        sound.made(packet.units)
+    assert sound.samples == sum(len(packet.pcm) for packet in packets)
+    return np.concatenate([packet.pcm for packet in packets])
+
+
+@settings(max_examples=10)
+@given(tokens=TOKENS)
+def test_a_reply_is_the_offline_waveform(nano: spiritrt.SpiritLM, tokens: list[SpeechToken]) -> None:
     offline, lengths = nano.family.vocode(tokens)
-    stream = ReplyStream(nano.family)
-    packets, start = [], 0
-    for cut in cuts:
-        packets.append(stream.accept(tokens[start : start + cut]))
-        start += cut
-    packets += [stream.accept(tokens[start:]), stream.flush()]
-    streamed = np.concatenate(packets)
+    voices = ReplyVoices(nano.family, 1)
+    streamed = spoken(voices, voices.open(), tokens)
     assert len(streamed) == sum(lengths)
     np.testing.assert_allclose(streamed, offline, atol=1e-5)
+
+
+def test_replies_are_the_same_bits_alone_and_beside_others(nano: spiritrt.SpiritLM) -> None:
+    draw = np.random.default_rng(0)
+    replies = [[SpeechToken("Hu", int(code)) for code in draw.integers(0, 499, 30)] for _ in range(3)]
+    voices = ReplyVoices(nano.family, 3)
+    slots = [voices.open() for _ in replies]
+    alone = [spoken(voices, slot, tokens) for slot, tokens in zip(slots, replies, strict=True)]
+    sounds = [ReplySound() for _ in replies]
+    for slot in slots:
+        voices.begin(slot)
+    parts: dict[int, list[np.ndarray]] = {slot: [] for slot in slots}
+    units = [[*map(sound.accept, tokens), [None]] for sound, tokens in zip(sounds, replies, strict=True)]
+    for row in zip(*units, strict=True):
+        batch = [(slot, unit) for slot, each in zip(slots, row, strict=True) for unit in each]
+        for packet in voices.speak(batch):
+            parts[packet.slot].append(packet.pcm)
+    for slot, expected in zip(slots, alone, strict=True):
+        np.testing.assert_array_equal(np.concatenate(parts[slot]), expected)
 
 
 @dataclass
@@ -68,124 +115,121 @@ def expressive() -> Expressive:
         "[Pi1][Hu5][Hu9][Pi2][Hu4]",  # no style: one is drawn
     ],
 )
-@pytest.mark.parametrize("cut", [1, 3, 99])
-def test_reply_stream_carries_pitch_and_style_as_offline_does(expressive: Expressive, string: str, cut: int) -> None:
+def test_pitch_and_style_are_carried_as_offline(expressive: Expressive, string: str) -> None:
     tokens = parse_speech(string)
-    stream = ReplyStream(expressive)  # type: ignore[arg-type]
-    packets = [stream.accept(tokens[start : start + cut]) for start in range(0, len(tokens), cut)]
-    np.testing.assert_allclose(np.concatenate([*packets, stream.flush()]), expressive.vocode(tokens), atol=1e-5)
-    units = [count for count, token in enumerate(tokens, start=1) if token.kind == "Hu"]
-    assert stream.heard_tokens(1) == units[0]
+    voices = ReplyVoices(expressive, 1)  # type: ignore[arg-type]
+    np.testing.assert_allclose(spoken(voices, voices.open(), tokens, KINDS), expressive.vocode(tokens), atol=1e-5)
 
 
 @pytest.mark.parametrize("string", ["[Hu3][Hu9]", "[St5][Hu3][Hu9]"])
-def test_reply_without_pitch_or_style_sounds_as_offline(expressive_lm: spiritrt.SpiritLM, string: str) -> None:
+def test_a_reply_without_pitch_or_style_sounds_as_offline(expressive_lm: spiritrt.SpiritLM, string: str) -> None:
     tokens = parse_speech(string)
-    stream = ReplyStream(expressive_lm.family)
-    streamed = np.concatenate([stream.accept(tokens), stream.flush()])
+    voices = ReplyVoices(expressive_lm.family, 1)
+    streamed = spoken(voices, voices.open(), tokens, KINDS)
     np.testing.assert_allclose(streamed, expressive_lm.family.vocode(tokens)[0], atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    frames=st.integers(0, 120),
-    kinds=st.integers(1, 4),
-    lags=st.tuples(st.integers(0, 30), st.integers(0, 30)),
-    cuts=st.lists(st.integers(1, 20), max_size=30),
-    expressive=st.booleans(),
-    seed=st.integers(0, 9),
-)
-def test_token_merger_gives_the_offline_string_for_any_split(
-    frames: int, kinds: int, lags: tuple[int, int], cuts: list[int], expressive: bool, seed: int
+def test_tokens_heard_follow_the_sample_map() -> None:
+    sound = ReplySound(KINDS)
+    for token in parse_speech("[St7][Pi1][Hu5][Hu9][Pi2][Hu4]"):
+        sound.accept(token)
+    assert sound.made([(0, 640), (1, 100)]) == [0, 1, 2, 3]
+    assert sound.made([(1, 540), (2, 1280)]) == [4, 5]
+    assert [sound.tokens_heard(n) for n in (0, 1, 640, 641, 1280, 1281, 2560)] == [0, 3, 3, 4, 4, 6, 6]
+
+
+def test_a_turn_agrees_with_offline_on_most_units(
+    nano: spiritrt.SpiritLM, encoder: TurnEncoder, speech: np.ndarray
 ) -> None:
-    """Pitch and style may lag behind the units by any number of frames, and few kinds make many repetitions."""
-    draw = random.Random(seed)
-    hubert = [draw.randrange(kinds) for _ in range(frames)]
-    pitch = [draw.randrange(kinds) for _ in range(frames // 2)] if expressive else None
-    style = [draw.randrange(kinds) for _ in range(-(-frames // 25))] if expressive else None
-    merger = TokenMerger(("St", "Pi", "Hu") if expressive else ("Hu",))
-    tokens, at = [], 0
-    given = [0, 0]
-    for cut in [*cuts, 999]:
-        new = hubert[at : at + cut]
-        at += cut
-        until = [max(given[0], min(at - lags[0], frames) // 2), max(given[1], -(-min(at - lags[1], frames) // 25))]
-        if cut == 999:
-            until = [len(pitch or ()), len(style or ())]
-        parts = [list((codes or ())[a:b]) for codes, a, b in zip((pitch, style), given, until, strict=True)]
-        given = until
-        tokens += merger.accept(new, *parts)
-    assert tokens + merger.flush() == merge(Units(hubert, pitch, style))
-
-
-def test_heard_tokens_follow_the_sample_map(nano: spiritrt.SpiritLM) -> None:
-    tokens = [SpeechToken("Hu", code) for code in (3, 50, 120, 7, 400, 77)]
-    _, lengths = nano.family.vocode(tokens)
-    stream = ReplyStream(nano.family)
-    stream.accept(tokens)
-    stream.flush()
-    ends = np.cumsum(lengths)
-    assert stream.heard_tokens(0) == 0
-    assert stream.heard_tokens(1) == 1
-    for count, end in enumerate(ends, start=1):
-        assert stream.heard_tokens(int(end)) == count
-        assert stream.heard_tokens(int(end) + 1) == min(count + 1, len(tokens))
-
-
-def test_reply_stream_starts_anew_after_reset(nano: spiritrt.SpiritLM) -> None:
-    stream = ReplyStream(nano.family)
-    stream.accept([SpeechToken("Hu", 9)] * 3)
-    stream.reset()
-    tokens = [SpeechToken("Hu", code) for code in (30, 31, 32)]
-    np.testing.assert_allclose(
-        np.concatenate([stream.accept(tokens), stream.flush()]), nano.family.vocode(tokens)[0], atol=1e-5
-    )
-
-
-def test_unit_stream_agrees_with_offline_on_most_units(nano: spiritrt.SpiritLM) -> None:
-    sound = shipped_lines()[0].samples[: 4 * audio.RATE_HZ]
+    slot, sound = encoder.open(), speech[: 4 * audio.RATE_HZ]
+    tokens, rest = heard(encoder, slot, sound)
+    tokens += encoder.close(slot, rest)
     offline = merge(nano.encode(sound))
-    stream = UnitStream(nano.family)
     # windows are an approximation: compare by edit distance, not token by token
-    assert _edits(stream.accept(sound) + stream.flush(), offline) <= 0.35 * len(offline)
+    assert edits(tokens, offline) <= 0.35 * len(offline)
+    encoder.free(slot)
 
 
-@settings(max_examples=6, deadline=None)
-@given(cuts=st.lists(st.integers(1, 9000), max_size=12), end=st.integers(1280, 24000))
-def test_unit_stream_gives_the_same_tokens_however_the_sound_is_split(
-    nano: spiritrt.SpiritLM, cuts: list[int], end: int
+def test_closing_a_turn_changes_nothing_of_it(encoder: TurnEncoder, speech: np.ndarray) -> None:
+    quiet, closed = encoder.open(), encoder.open()
+    sound = speech[: 12 * PIECE_SAMPLES]
+    ends = []
+    tokens: dict[int, list[SpeechToken]] = {quiet: [], closed: []}
+    for start in range(0, len(sound), PIECE_SAMPLES):
+        piece = sound[start : start + PIECE_SAMPLES]
+        ends.append(encoder.close(closed, piece[:1000]))
+        for slot in (quiet, closed):
+            tokens[slot] += encoder.listen([(slot, piece)])[0]
+    assert tokens[quiet] == tokens[closed] and any(ends)
+    for slot in (quiet, closed):
+        encoder.free(slot)
+
+
+@settings(max_examples=5)
+@given(samples=st.integers(0, 3 * 16000))
+def test_a_short_turn_is_offlines_in_full(
+    nano: spiritrt.SpiritLM, encoder: TurnEncoder, speech: np.ndarray, samples: int
 ) -> None:
-    sound = shipped_lines()[0].samples[4000 : 4000 + end]
-    whole, pieces = UnitStream(nano.family), UnitStream(nano.family)
-    expected = whole.accept(sound) + whole.flush()
-    tokens, start = [], 0
-    for cut in cuts:
-        tokens += pieces.accept(sound[start : start + cut])
-        start += cut
-    assert tokens + pieces.accept(sound[start:]) + pieces.flush() == expected
+    """Where nothing has been committed yet, the end of a turn is the whole of it."""
+    slot, sound = encoder.open(), speech[4000 : 4000 + min(samples, 7000)]
+    tokens, rest = heard(encoder, slot, sound)
+    ending = encoder.close(slot, rest)
+    if len(sound) < 1280:
+        assert tokens + ending == []
+    elif not tokens:
+        assert ending == merge(nano.encode(sound))
+    encoder.free(slot)
 
 
-def test_unit_stream_with_an_expressive_model_orders_its_tokens(expressive_lm: spiritrt.SpiritLM) -> None:
-    sound = shipped_lines()[0].samples[: 3 * audio.RATE_HZ]
-    stream = UnitStream(expressive_lm.family)
-    tokens = [t for start in range(0, len(sound), 5000) for t in stream.accept(sound[start : start + 5000])]
-    tokens += stream.flush()
+def test_turns_are_the_same_beside_others_and_after_others(encoder: TurnEncoder, speech: np.ndarray) -> None:
+    slots = [encoder.open(), encoder.open()]
+    sounds = [speech[:40000], speech[50000:90000]]
+    alone = []
+    for slot, sound in zip(slots, sounds, strict=True):
+        tokens, rest = heard(encoder, slot, sound)
+        alone.append(tokens + encoder.close(slot, rest))
+        encoder.begin(slot)
+    together: list[list[SpeechToken]] = [[], []]
+    for start in range(0, 40000 // PIECE_SAMPLES * PIECE_SAMPLES, PIECE_SAMPLES):
+        batch = [(slot, sound[start : start + PIECE_SAMPLES]) for slot, sound in zip(slots, sounds, strict=True)]
+        for number, tokens in enumerate(encoder.listen(batch)):
+            together[number] += tokens
+    rest = 40000 // PIECE_SAMPLES * PIECE_SAMPLES
+    for number, (slot, sound) in enumerate(zip(slots, sounds, strict=True)):
+        together[number] += encoder.close(slot, sound[rest:])
+        encoder.free(slot)
+    assert together == alone
+
+
+@pytest.mark.parametrize("which", ["nano", "expressive_lm"])
+def test_a_turn_that_is_encoded_again_at_its_end_is_offlines(
+    which: str, speech: np.ndarray, request: pytest.FixtureRequest
+) -> None:
+    lm = request.getfixturevalue(which)
+    encoder = TurnEncoder(lm.family, 1)
+    slot, sound = encoder.open(), speech[: 3 * audio.RATE_HZ + 777]
+    encoder.begin(slot, whole=True)
+    committed, rest = heard(encoder, slot, sound)
+    closed = encoder.close(slot, rest)
+    kinds = [[token for token in tokens if token.kind == "Hu"] for tokens in (closed, merge(lm.encode(sound)))]
+    assert kinds[0] == kinds[1] and len(closed) > len(committed)
+
+
+def test_an_expressive_turn_orders_its_tokens_and_can_be_closed(
+    expressive_lm: spiritrt.SpiritLM, speech: np.ndarray
+) -> None:
+    encoder = TurnEncoder(expressive_lm.family, 1)
+    slot, sound = encoder.open(), speech[: 3 * audio.RATE_HZ]
+    tokens, rest = heard(encoder, slot, sound)
+    first, second = (encoder.close(slot, rest) for _ in range(2))
+    assert first == second
+    tokens += first
     assert [token.kind for token in tokens[:3]] == ["St", "Pi", "Hu"]
     assert sum(token.kind == "St" for token in tokens) == 3
     assert sum(token.kind == "Pi" for token in tokens) > 10
 
 
-def test_nothing_comes_of_a_turn_under_80_ms(nano: spiritrt.SpiritLM) -> None:
-    stream = UnitStream(nano.family)
-    assert stream.accept(np.zeros(1000, np.float32)) + stream.flush() == []
-
-
-def test_stream_settings_are_checked(nano: spiritrt.SpiritLM) -> None:
-    with pytest.raises(ValueError, match="chunk_ms must be a multiple of 40"):
-        UnitStream(nano.family, chunk_ms=50)
-
-
-def _edits(a: list, b: list) -> int:
+def edits(a: list, b: list) -> int:
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, start=1):
         last, row[0] = row[0], i
