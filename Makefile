@@ -6,12 +6,12 @@ SETUP := $(VENV)/.installed
 TORCH := torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: talk test test-native lint nano clean
+.PHONY: talk test test-native lint kernels-aot bench gpu-check nano nano-smoke clean
 
 talk: $(SETUP)
 	$(BIN)/spiritrt talk
 
-test: $(SETUP) lint
+test: $(SETUP) lint kernels-aot
 	$(BIN)/python -m pytest
 
 lint: $(SETUP)
@@ -19,30 +19,46 @@ lint: $(SETUP)
 	$(BIN)/ruff format --check .
 	@# mypy sees the mapped folders as one package through links
 	@rm -rf build/lint && mkdir -p build/lint/spiritrt
-	@ln -s $(CURDIR)/runtime/* $(CURDIR)/training $(CURDIR)/bench build/lint/spiritrt/
+	@ln -s $(CURDIR)/runtime/* $(CURDIR)/kernels $(CURDIR)/training $(CURDIR)/evaluation $(CURDIR)/bench build/lint/spiritrt/
 	cd build/lint && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p spiritrt
+
+# every Triton kernel for sm_80, sm_90 and sm_100, without a GPU; what has not changed is not compiled again
+kernels-aot: $(SETUP)
+	$(BIN)/python -m spiritrt.kernels.aot --cache build/aot
+
+# every variant of every op under pytest-benchmark; `make bench BENCH="--benchmark-compare"` shows what changed
+bench: $(SETUP)
+	$(BIN)/python -m pytest bench/kernels/bench_variants.py -o python_functions='bench_*' \
+		--benchmark-storage=build/benchmarks --benchmark-autosave --benchmark-group-by=group $(BENCH)
+
+# on a CUDA machine, in under 9 minutes; there the package is installed into the Python that has torch already:
+# pip install --no-build-isolation --no-deps -e .
+gpu-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m spiritrt.bench.gpu_check
 
 # torch first and by name: an unpinned one would bring several GB of CUDA; a torch that is already there stays
 $(SETUP): setup.py pyproject.toml $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install -q $(TORCH)
 	$(BIN)/pip install -q "setuptools>=77" wheel pybind11 ninja numpy
-	$(BIN)/pip install -q --no-build-isolation -e ".[test,pitch]"
-	$(BIN)/pip install -q --no-deps torchfcpe==0.0.4  # its torchaudio dependency has no CPU build; see README
+	$(BIN)/pip install -q --no-build-isolation -e ".[test,pitch,vad]"
+	$(BIN)/pip install -q --no-deps torchfcpe==0.0.4 silero-vad==6.2.3  # their torchaudio has no CPU build; see README
 	touch $(SETUP)
 
 # the C++ streams under the address sanitizer, in a build of their own
 NATIVE := build/native
 SANITIZE := -fsanitize=address -fno-omit-frame-pointer
+NATIVE_TESTS := $(wildcard tests/duplex/test_vocoder_*.py tests/duplex/test_hubert_*.py) tests/duplex/test_step_graphs.py tests/kernels/test_cpu.py
 test-native: $(SETUP)
 	CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build_ext --build-lib $(NATIVE) \
 		--build-temp $(NATIVE)/objects
 	@ln -sfn $(CURDIR)/models $(NATIVE)/spiritrt/weights
+	@ln -sfn $(CURDIR)/kernels $(NATIVE)/spiritrt/kernels
 	@ln -sfn $(CURDIR)/bench $(NATIVE)/spiritrt/bench
 	@ln -sfn $(filter-out %.so,$(wildcard $(CURDIR)/runtime/*)) $(NATIVE)/spiritrt/
 	PYTHONPATH=$(NATIVE) PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-		$(BIN)/python -m pytest -p no:cacheprovider tests/duplex/test_vocoder_stream.py tests/duplex/test_hubert_stream.py
+		$(BIN)/python -m pytest -p no:cacheprovider $(NATIVE_TESTS)
 
 # nano again, from nothing: see models/nano/README.md for the hours. Every step resumes where it was stopped.
 NANO ?= build/nano
@@ -66,6 +82,25 @@ nano: $(TRAIN_SETUP) $(CORPUS)/manifest.jsonl
 		--minutes $(LM_MINUTES)
 	$(TRAIN).judge --corpus $(CORPUS) --model $(NANO)/model --json $(NANO)/judge.json
 	@echo "a new nano is in $(NANO)/model: spiritrt talk --model $(NANO)/model"
+
+# the same path in a few minutes, from a folder of recordings with their words: it shows that all of it runs, no more
+SMOKE := build/nano-smoke
+nano-smoke: $(TRAIN_SETUP)
+	rm -rf $(SMOKE)
+	$(TRAIN).corpora.curation --source evaluation/sets/utterances --out $(SMOKE)/corpus
+	$(TRAIN).corpora.validation --corpus $(SMOKE)/corpus
+	$(TRAIN).units --corpus $(SMOKE)/corpus --out $(SMOKE)
+	$(TRAIN).encoder --corpus $(SMOKE)/corpus --out $(SMOKE) --model $(SMOKE)/model --steps 20
+	$(TRAIN).vocoder --out $(SMOKE) --model $(SMOKE)/model --steps 10
+	$(TRAIN).tokenizer --units $(SMOKE)/units.jsonl --out $(SMOKE)/model
+	$(TRAIN).lm --units $(SMOKE)/units.jsonl --heard $(SMOKE)/encoder_units.jsonl --work $(SMOKE) --out $(SMOKE)/model \
+		--steps 20 --batch-tokens 1024
+	$(TRAIN).shards --corpus $(SMOKE)/corpus --model $(SMOKE)/model --out $(SMOKE)/shard
+	mkdir -p $(SMOKE)/more
+	$(TRAIN).lm --shards $(SMOKE)/shard --work $(SMOKE)/more --out $(SMOKE)/model --steps 5 --batch-tokens 1024 --packed
+	$(BIN)/spiritrt eval storycloze --model $(SMOKE)/model --limit 4 --json $(SMOKE)/storycloze.json
+	$(BIN)/spiritrt eval resynthesis --model $(SMOKE)/model --limit 2 --json $(SMOKE)/resynthesis.json
+	$(BIN)/spiritrt speak "what day is it?" --model $(SMOKE)/model --out $(SMOKE)/spoken.wav
 
 $(TRAIN_SETUP): $(SETUP)
 	$(BIN)/pip install -q --no-build-isolation -e ".[train]"

@@ -7,8 +7,10 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 FOLDERS = {
     "spiritrt": "runtime",
+    "spiritrt.kernels": "kernels",
     "spiritrt.bench": "bench",
     "spiritrt.training": "training",
+    "spiritrt.evaluation": "evaluation",
     "spiritrt.weights": "models",
 }
 
@@ -22,8 +24,19 @@ setup(
     package_data={
         "spiritrt": ["py.typed", "*.pyi"],
         "spiritrt.duplex": ["recordings/*"],
+        "spiritrt.kernels": ["configs/*.json"],
+        "spiritrt.evaluation": ["sets/**/*"],
+        "spiritrt.training": ["configs/*.yaml"],
         "spiritrt.weights": ["nano/*"],
     },
-    ext_modules=[CppExtension("spiritrt._C", sorted(glob("csrc/*.cpp")), extra_compile_args=["-O3", "-g0"])],
+    # OpenMP: ATen's threads, which a stream spreads its slots over
+    ext_modules=[
+        CppExtension(
+            "spiritrt._C",
+            sorted(glob("csrc/*.cpp")),
+            extra_compile_args=["-O3", "-g0", "-fopenmp"],
+            extra_link_args=["-fopenmp"],
+        )
+    ],
     cmdclass={"build_ext": BuildExtension},
 )

@@ -62,7 +62,7 @@ def evaluate(
     """Evaluate a model on a public data set in its own layout, or on a small set made here.
 
     Standard output carries the table; --json FILE keeps the figures, their counts and spreads, and every item. The
-    judge of speech (tts, resynthesis, dialogue) is the extra "eval"; where it is missing the error says what to install.
+    judge of speech (tts, resynthesis, dialogue) is the extra "eval"; where it is missing the error says how to get it.
 
     Example: spiritrt eval asr --model spirit-lm-base-7b --data LibriSpeech/test-clean --limit 200 --json asr.json
     """

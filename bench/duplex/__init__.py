@@ -1,0 +1,1 @@
+"""`spiritrt bench duplex`: what people would notice of a runtime that talks with them, in figures."""
