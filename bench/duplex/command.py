@@ -1,6 +1,7 @@
 """What `spiritrt bench duplex` does with its options."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +17,14 @@ from spiritrt.bench.duplex.limit import Limit, find_limit
 from spiritrt.bench.duplex.scripts import material_of
 from spiritrt.bench.duplex.shape import random_stages
 from spiritrt.bench.duplex.soak import Soak, soak
+from spiritrt.bench.duplex.use import priority
 from spiritrt.bench.environment import environment
 from spiritrt.duplex.config import ReplyPolicy, SessionConfig, TurnConfig
 from spiritrt.duplex.stages import Stages
 from spiritrt.engine.forward import kernel_choices
 from spiritrt.models.family import Family
 
+NUMBERS = re.compile(r"\[[-+.\de,\s]+\]")
 LIMIT_ON_CPU, LIMIT_ON_GPU = 16, 256  # sessions that --find-limit tries at most, unless it is told
 
 
@@ -194,7 +197,11 @@ def assembled(options: DuplexOptions, stages: Stages, results: Results, goals: G
         "model": options.model if options.shape is None else f"{options.shape} shape, random weights",
         "clock": clock,
         "talk": f"{options.scenario} talk over {source}, {options.seconds:.0f} s a run, seed {options.seed}",
-        "environment": {**environment(stages.family.device), "clock": "wall" if clock == "in real time" else clock},
+        "environment": {
+            **environment(stages.family.device),
+            "clock": "wall" if clock == "in real time" else clock,
+            "priority": priority(),
+        },
         "running": {**stages.running, "activity": options.activity},
         "goals": {
             "first_audio_p50_ms": goals.first_audio_p50,
@@ -212,7 +219,7 @@ def assembled(options: DuplexOptions, stages: Stages, results: Results, goals: G
 def write(options: DuplexOptions, result: dict, goals: Goals) -> None:
     """The files that were asked for."""
     if options.json is not None:
-        _save(options.json, (json.dumps(result, indent=1) + "\n").encode())
+        _save(options.json, dumped(result).encode())
     if options.html is None and options.plot is None:
         return
     pictures = pictures_of(result, goals)
@@ -220,6 +227,11 @@ def write(options: DuplexOptions, result: dict, goals: Goals) -> None:
         _save(options.plot, next(iter(pictures.values())))
     if options.html is not None:
         _save(options.html, report.page(result, pictures).encode())
+
+
+def dumped(result: dict) -> str:
+    """JSON, each list of numbers on one line."""
+    return NUMBERS.sub(lambda found: re.sub(r"\s+", " ", found[0]), json.dumps(result, indent=1)) + "\n"
 
 
 def pictures_of(result: dict, goals: Goals) -> dict[str, bytes]:

@@ -19,6 +19,16 @@ def resident_mb() -> float:
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def priority() -> str:
+    """How the system schedules this process: "normal", with its nice value, or "real time", before all others."""
+    if not hasattr(os, "sched_getscheduler"):
+        return "unknown"
+    policy = os.sched_getscheduler(0)
+    if policy in (os.SCHED_FIFO, os.SCHED_RR):
+        return f"real time, {os.sched_getparam(0).sched_priority}"
+    return f"normal, nice {os.getpriority(os.PRIO_PROCESS, 0)}"
+
+
 @dataclass(frozen=True, slots=True)
 class GpuUse:
     """Means over a run, as `nvidia-smi` says: share of the time that a kernel ran, watts; and memory at most, in MB."""

@@ -41,6 +41,7 @@ def test_simulated_conversations_are_reported_in_all_forms(tmp_path: Path) -> No
     for name in ("end_of_turn_to_audio_ms", "barge_in_to_silence_ms", "resume_ms"):
         assert {"p50", "p99", "max"} <= set(summary[name])
     assert {"deadline_misses", "sessions", "wasted_token_share"} <= set(summary)
+    assert written["environment"]["priority"].startswith(("normal, nice ", "real time, "))
     assert "computing is charged" in written["clock"] and "sampling=" in written["running"]["kernels"]
     page = html.read_text()
     assert page.count("data:image/png;base64,") == 2 and not re.search(r"(src|href)=.(https?:)?//", page)
