@@ -92,13 +92,14 @@ def bench_duplex(options: DuplexOptions, console: Console) -> bool:
     if options.find_limit and most == 1:
         most = LIMIT_ON_CPU if options.device_type == "cpu" else LIMIT_ON_GPU
     with Console(stderr=True).status("loading") as status:
+        about = environment(torch.device(options.device))  # the code that runs, whatever is committed meanwhile
         stages = stages_of(options, most)
         talk = Talk(
             material_of(options.audio), config_of(options, stages), options.seconds, options.scenario, options.seed,
             options.traces,
         )  # fmt: skip
         results = measure(options, stages, talk, most, goals, until, status.update)
-    result = assembled(options, stages, results, goals)
+    result = assembled(options, stages, results, goals, about)
     records = result["runs"]
     console.print(report.table(records, f"{result['model']} on {result['environment']['device']}; {result['clock']}"))
     for each in records:
@@ -184,7 +185,7 @@ def timer_of(options: DuplexOptions) -> Callable[[], float]:
     return time.thread_time if options.device_type == "cpu" else time.perf_counter
 
 
-def assembled(options: DuplexOptions, stages: Stages, results: Results, goals: Goals) -> dict:
+def assembled(options: DuplexOptions, stages: Stages, results: Results, goals: Goals, about: dict) -> dict:
     """The file of `--json`."""
     records = [record(run, goals) for run in results.runs]
     clock = "in real time"
@@ -198,7 +199,7 @@ def assembled(options: DuplexOptions, stages: Stages, results: Results, goals: G
         "clock": clock,
         "talk": f"{options.scenario} talk over {source}, {options.seconds:.0f} s a run, seed {options.seed}",
         "environment": {
-            **environment(stages.family.device),
+            **about,
             "clock": "wall" if clock == "in real time" else clock,
             "priority": priority(),
         },

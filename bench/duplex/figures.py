@@ -84,7 +84,7 @@ def record(run: Run, goals: Goals) -> dict:
         "turns": noticed.turns,
         "packets": noticed.packets,
         "replies": dict(noticed.replies),
-        "closed": dict(noticed.closed),
+        "closed": dict(+noticed.closed),
         "errors": noticed.errors[:20],
         "stats": asdict(stats),
         "busy": round(run.busy, 4),
@@ -110,7 +110,7 @@ def held(run: Run) -> bool:
 def broken(run: Run, goals: Goals) -> list[str]:
     """What is beyond its limit, in words."""
     noticed = run.noticed
-    lost = {reason: count for reason, count in noticed.closed.items() if reason != "client"}
+    lost = {reason: count for reason, count in noticed.closed.items() if reason != "client" and count}
     found = [f"{counted(count, 'session')} closed: {reason}" for reason, count in lost.items()]
     if noticed.late:
         found.append(f"{counted(len(noticed.late), 'deadline')} missed, by up to {max(noticed.late):.0f} ms")

@@ -114,6 +114,8 @@ def soak(
     result.samples.append(_sample(simulation, stages, result))
     run = result.run
     run.seconds, run.noticed = simulation.clock(), simulation.noticed
+    run.noticed.closed["hung"] -= result.vanished  # as it was meant
+    run.noticed.closed["client"] += result.vanished
     run.stats.add(simulation.scheduler.totals)
     run.stages = stage_shares(simulation)
     run.cpu_share = simulation.computing / run.seconds

@@ -80,7 +80,9 @@ def test_a_soak_gives_everything_back(tmp_path: Path, monkeypatch: pytest.Monkey
     file, html = tmp_path / "soak.json", tmp_path / "soak.html"
     result = bench("--soak", "--seconds", "25", "--sessions", "3", "--json", str(file), "--html", str(html))
     assert result.exit_code == 0, result.output
-    soak = json.loads(file.read_text())["soak"]
+    written = json.loads(file.read_text())
+    soak, (run,) = written["soak"], written["runs"]
+    assert run["closed"] == {"client": soak["opened"]} and not any("closed" in what for what in run["broken"])
     assert soak["ok"] and soak["pages"]["before"] == soak["pages"]["after"] and soak["errors"] == 0
     assert soak["opened"] > 6 and soak["vanished"] == soak["reaped"] > 0
     assert min(sample["free_pages"] for sample in soak["samples"]) < soak["pages"]["before"]
