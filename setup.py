@@ -27,7 +27,7 @@ setup(
         "spiritrt.kernels": ["configs/*.json"],
         "spiritrt.evaluation": ["sets/**/*"],
         "spiritrt.training": ["configs/*.yaml"],
-        "spiritrt.weights": ["nano/*"],
+        "spiritrt.weights": ["nano/*", "nano-expressive/*"],
     },
     # OpenMP: ATen's threads, which a stream spreads its slots over
     ext_modules=[

@@ -30,7 +30,7 @@ from spiritrt.models.hubert import (
     hubert_from_official,
     quantizer_from_official,
 )
-from spiritrt.models.vocoder import DEFAULT_SPEAKER, Vocoder, vocode_frames, vocode_units, vocoder_from_official
+from spiritrt.models.vocoder import Vocoder, vocode_frames, vocode_units, vocoder_from_official
 from spiritrt.training.corpora.manifest import RATE_HZ, Utterance, cut_utterances, read_manifest
 from spiritrt.training.units import unlabelled_clips
 
@@ -61,7 +61,7 @@ class Family:
         )
 
     def speaker(self, name: str) -> int:
-        return self.speakers.index(name) if name in self.speakers else DEFAULT_SPEAKER
+        return self.speakers.index(name) if name in self.speakers else self.vocoder.config.default_speaker
 
     def resynthesize(self, samples: Floats, speaker: int) -> dict[str, Floats]:
         """The utterance as recorded, from raw frames, and from deduplicated units with predicted durations."""
@@ -117,7 +117,8 @@ def judge_recordings(family: Family, folder: Path) -> list[dict[str, object]]:
     recognize = Recognizer(torch.get_num_threads())
     lines: list[dict[str, object]] = []
     for clip, samples in unlabelled_clips(folder):
-        heard = {kind: recognize(sound) for kind, sound in family.resynthesize(samples, DEFAULT_SPEAKER).items()}
+        made = family.resynthesize(samples, family.vocoder.config.default_speaker)
+        heard = {kind: recognize(sound) for kind, sound in made.items()}
         tally = ErrorRates()
         tally.add(heard["original"], heard["frames"])
         lines.append({"id": clip.id, **heard, "frames_against_original": round(tally.rate, 3)})

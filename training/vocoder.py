@@ -1,17 +1,17 @@
 """Training of the unit HiFi-GAN: spectral losses first, then two light discriminators, then the duration predictor.
 
-Only the voices that nano speaks with are trained on. `lively` and `subdued` lines are left out: units carry no pitch,
-and what the input cannot tell the output can only blur. With `--shards` of an Expressive family pitch and style codes
-are inputs as well, and all styles are trained on; `--begin` starts from a Base vocoder, whose voices it keeps.
+Units carry no pitch, and what the input cannot tell the output can only blur: `spiritrt.training.flatten` puts the
+sound on one note a voice first. With `--shards` of an Expressive family pitch and style codes are inputs as well, and
+the sound stays as it was; `--begin` starts from a Base vocoder, whose voices it keeps.
 
-    python -m spiritrt.training.vocoder --out build/nano --minutes 85
+    python -m spiritrt.training.flatten --out build/nano
+    python -m spiritrt.training.vocoder --out build/nano --sound build/nano/flat --minutes 30
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,6 @@ from spiritrt.training.loop import train
 from spiritrt.training.losses import SpectralLoss
 from spiritrt.training.units import HOP_SAMPLES
 from spiritrt.training.vocoder_data import (
-    ALL_STYLES,
     OFFICIAL_CONFIG,
     Units,
     VocoderData,
@@ -37,7 +36,11 @@ from spiritrt.training.vocoder_data import (
     read_codes,
     read_units,
     run_lengths,
+    speakers_of,
 )
+
+# at the sound, the gradients of both are then about as large as that of the spectral loss
+ADVERSARIAL_WEIGHT, FEATURE_WEIGHT = 8.0, 60.0
 
 
 def build_vocoder(config: Mapping[str, object] = OFFICIAL_CONFIG) -> Vocoder:
@@ -187,11 +190,11 @@ class VocoderTrainer:
             of_made = self.discriminators(a)
             self.discriminators.requires_grad_(True)
             adversarial, features = adversarial_loss(of_made), feature_loss(of_made, of_real)
-            total = 15 * spectral + adversarial + 2 * features
+            total = spectral + ADVERSARIAL_WEIGHT * adversarial + FEATURE_WEIGHT * features
             losses |= {"d": float(d_loss.detach()), "g": float(adversarial.detach()), "fm": float(features.detach())}
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        nn.utils.clip_grad_norm_(self.vocoder.parameters(), 20.0 if self.step_index >= t.gan_from else 5.0)
+        nn.utils.clip_grad_norm_(self.vocoder.parameters(), 5.0)
         self.optimizer.step()
         self.average.update(self.vocoder, self.step_index)
         self.step_index += 1
@@ -241,16 +244,24 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=defaults.lr)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sound", type=Path, help="folder of the sound to make, where it is not that of --out")
+    parser.add_argument("--speakers", nargs="+", help="voices to learn (default: nano's own, else all that are there)")
     parser.add_argument("--export-only", action="store_true", help="export the last checkpoint without training")
     parser.add_argument(
         "--shards", type=Path, nargs="+", default=[], help="of an Expressive family: its codes as inputs"
     )
     parser.add_argument("--begin", help="with --shards: a Base family whose vocoder it begins with")
+    wide = OFFICIAL_CONFIG["upsample_initial_channel"]
+    parser.add_argument("--channels", type=int, default=wide, help="of the first layer; halved by each of the others")
     args = parser.parse_args()
+    if args.begin and args.channels != wide:
+        parser.error(f"--begin has a vocoder of {wide} channels, not {args.channels}: leave out one of the two")
     torch.set_num_threads(args.threads)
+    sound = AudioStore(args.sound or args.out)
     training = VocoderTraining(
-        steps=args.steps, gan_from=args.gan_from, batch=args.batch, frames=args.frames, lr=args.lr, seed=args.seed
-    )
+        steps=args.steps, gan_from=args.gan_from, batch=args.batch, frames=args.frames, lr=args.lr, seed=args.seed,
+        speakers=speakers_of(sound, args.speakers),
+    )  # fmt: skip
     with np.load(args.out / "targets.npz") as arrays:
         targets = {k.removesuffix("/units"): arrays[k].astype(np.int64) for k in arrays.files if k.endswith("/units")}
     files = [args.out / "encoder_units.jsonl", args.out / "encoder_units_noisy.jsonl"]
@@ -260,11 +271,12 @@ def main() -> None:
     codes, config, base, name = None, OFFICIAL_CONFIG, None, "vocoder"
     if args.shards:
         codes, config = read_codes(args.shards, find(str(args.model)))
-        training, name = replace(training, styles=ALL_STYLES), "vocoder_expressive"
+        name = "vocoder_expressive"
         if args.begin:
             part = find(args.begin).part("vocoder")
             base = vocoder_from_official(part.config, part.load())
-    trainer = VocoderTrainer(VocoderData(store, targets, encoded, inventory, training, codes), training, config, base)
+    config = training.named(config) | {"upsample_initial_channel": args.channels}
+    trainer = VocoderTrainer(VocoderData(sound, targets, encoded, inventory, training, codes), training, config, base)
     path = args.out / f"{name}.ckpt"
     state = load_checkpoint(path)
     if state is not None:

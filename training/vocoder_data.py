@@ -41,7 +41,6 @@ OFFICIAL_CONFIG: dict[str, object] = {
     "speakers": list(SPEAKERS),
 }
 Units = NDArray[np.int64]
-ALL_STYLES = ("neutral", "fast", "slow", "lively", "subdued")
 PITCH_FRAMES, STYLE_FRAMES = 2, 25  # unit frames that a code of pitch or style covers
 
 
@@ -99,15 +98,31 @@ class VocoderTraining:
     swap_units: float = 0.04
     encoder_share: float = 0.7
     duration_steps: int = 900
-    styles: tuple[str, ...] = ("neutral", "fast", "slow")
-    speaker_weights: tuple[float, ...] = (0.33, 0.16, 0.35, 0.16)
+    speakers: tuple[str, ...] = SPEAKERS
     seed: int = 7
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.frames, self.gan_frames) < 1 or self.gan_frames > self.frames:
             raise ValueError(f"steps, batch and frames must be positive, gan_frames at most frames: {self}")
-        if len(self.speaker_weights) != len(SPEAKERS):
-            raise ValueError(f"speaker_weights needs {len(SPEAKERS)} values, got {self.speaker_weights}")
+        if len(set(self.speakers)) != len(self.speakers) or not self.speakers:
+            raise ValueError(f"speakers must be names, each once, got {self.speakers}")
+
+    def named(self, config: Mapping[str, object]) -> dict[str, object]:
+        """`config` with these speakers."""
+        return {**config, "num_speakers": len(self.speakers), "speakers": list(self.speakers)}
+
+
+def speakers_of(store: AudioStore, wanted: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Whom to train on: `wanted`, else nano's own voices where all of them are in `store`, else everyone who is.
+
+    Raises ValueError for a wanted speaker without training utterances.
+    """
+    there = sorted({clip.speaker for clip in store.clips.values() if clip.split == "train"})
+    if wanted is None:
+        return SPEAKERS if set(SPEAKERS) <= set(there) else tuple(there)
+    if absent := [name for name in wanted if name not in there]:
+        raise ValueError(f"no training utterances of {absent}: the speakers are {', '.join(there)}")
+    return tuple(wanted)
 
 
 class VocoderData:
@@ -130,12 +145,12 @@ class VocoderData:
         self.by_speaker: list[list[Clip]] = [
             [
                 clip for clip in store.clips.values()
-                if clip.speaker == speaker and clip.split == "train" and clip.style in training.styles
+                if clip.speaker == speaker and clip.split == "train"
                 and len(targets.get(clip.id, ())) >= training.frames
             ]
-            for speaker in SPEAKERS
+            for speaker in training.speakers
         ]  # fmt: skip
-        empty = [s for s, clips in zip(SPEAKERS, self.by_speaker, strict=True) if not clips]
+        empty = [s for s, clips in zip(training.speakers, self.by_speaker, strict=True) if not clips]
         if empty:
             raise ValueError(f"no training utterances of {training.frames} frames for the voices {empty}")
         self.weights = [np.array([c.length for c in clips], float) for clips in self.by_speaker]
@@ -147,9 +162,10 @@ class VocoderData:
         t = self.training
         rng = np.random.default_rng((t.seed, step))
         units, sound = np.empty((t.batch, t.frames), np.int64), np.empty((t.batch, t.frames * HOP_SAMPLES), np.float32)
-        share = np.array(t.speaker_weights) / sum(t.speaker_weights)
+        # a voice with four times the speech is drawn twice as often
+        share = np.sqrt([weights.sum() for weights in self.weights])
         pitch, style = np.empty((t.batch, t.frames), np.int64), np.empty((t.batch, t.frames), np.int64)
-        speakers = rng.choice(len(SPEAKERS), size=t.batch, p=share)
+        speakers = rng.choice(len(t.speakers), size=t.batch, p=share / share.sum())
         for row, speaker in enumerate(speakers):
             weights = self.weights[speaker]
             clip = self.by_speaker[speaker][rng.choice(len(weights), p=weights / weights.sum())]

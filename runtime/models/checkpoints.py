@@ -1,7 +1,8 @@
 """Reads model files: Spirit LM's official layout and spiritrt's own. Nothing else opens them.
 
 The official layout is that of the public release (`speech_tokenizer/...`, `spiritlm_model/...`). Our own is one folder:
-`spiritrt.json` with the official configuration of each part, `<part>.safetensors`, and the tokenizer's files.
+`spiritrt.json` with the official configuration of each part, `<part>.safetensors`, and the tokenizer's files. A part can
+be shared with a family in the folder beside: `"shared": {"hubert": "nano"}`.
 Tensors are memory-mapped and never unpickled beyond plain weights.
 """
 
@@ -156,16 +157,31 @@ def _read_own(folder: Path) -> Checkpoint:
     configs = manifest.get("parts")
     if not isinstance(configs, dict) or any(n not in PARTS or not isinstance(c, dict) for n, c in configs.items()):
         raise CheckpointError(f"{folder / MANIFEST}: 'parts' must hold a configuration for each of {', '.join(PARTS)}")
+    shared = _read_shared(folder, manifest.get("shared", {}))
     # pitch and style go together: one without the other is a hole
     needed = PARTS if configs.keys() & {"pitch", "style"} else PARTS[:4]
     files = {name: folder / f"{name}.safetensors" for name in needed}
     parts = {n: Part(n, configs[n], (file,)) for n, file in files.items() if n in configs and file.is_file()}
+    parts = {n: parts[n] if n in parts else shared[n] for n in needed if n in parts or n in shared}
     missing = [file for name, file in files.items() if name not in parts]
     tokenizer = folder if (folder / "tokenizer.model").is_file() else None
     if tokenizer is None:
         missing.append(folder / "tokenizer.model")
     name, reply = manifest.get("name", folder.name), manifest.get("reply", "continuation")
     return Checkpoint(name, folder, parts, tokenizer, tuple(missing), reply)
+
+
+def _read_shared(folder: Path, shared: object) -> dict[str, Part]:
+    """Parts that `folder` takes from families beside it: {part: name of that folder}."""
+    if not isinstance(shared, dict) or any(n not in PARTS or not isinstance(f, str) for n, f in shared.items()):
+        raise CheckpointError(f"{folder / MANIFEST}: 'shared' must name a family beside it for a part, got {shared!r}")
+    parts = {}
+    for name, family in shared.items():
+        beside = folder.parent / Path(family).name  # beside it and nowhere else
+        if not (beside / MANIFEST).is_file():
+            raise CheckpointError(f"{folder / MANIFEST} takes its {name} from {beside}: no {MANIFEST} there")
+        parts[name] = _read_own(beside).part(name)
+    return parts
 
 
 def _read_official(root: Path, name: str) -> Checkpoint:
@@ -301,17 +317,33 @@ def save_part(
     save_file(stored, scratch, metadata={"format": "pt"})
     scratch.chmod(0o644)  # safetensors writes for its owner alone
     scratch.replace(folder / f"{part}.safetensors")
-    manifest_file = folder / MANIFEST
-    manifest: dict = {"format": 1, "name": folder.name, "parts": {}}
-    if manifest_file.is_file():
-        manifest = read_json(manifest_file)
+    manifest = _manifest_of(folder)
     parts = manifest["parts"] | {part: config}
     manifest["parts"] = {name: parts[name] for name in PARTS if name in parts}
     if reply is not None:
         manifest["reply"] = reply
+    _write_manifest(folder, manifest)
+
+
+def share_parts(folder: str | Path, family: str, names: tuple[str, ...]) -> None:
+    """Notes in `spiritrt.json` of `folder` that these parts are those of `family`, a folder beside it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = _manifest_of(folder)
+    manifest["shared"] = manifest.get("shared", {}) | dict.fromkeys(names, family)
+    _read_shared(folder, manifest["shared"])  # raises where they are not there
+    _write_manifest(folder, manifest)
+
+
+def _manifest_of(folder: Path) -> dict:
+    file = folder / MANIFEST
+    return read_json(file) if file.is_file() else {"format": 1, "name": folder.name, "parts": {}}
+
+
+def _write_manifest(folder: Path, manifest: dict) -> None:
     scratch = folder / f"{MANIFEST}.tmp"
     scratch.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    scratch.replace(manifest_file)
+    scratch.replace(folder / MANIFEST)
 
 
 def convert(source: str | Path, folder: str | Path) -> Checkpoint:

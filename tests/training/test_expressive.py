@@ -1,5 +1,6 @@
 """An Expressive family out of nano: what it knew stays, and the new tokens are there."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import spiritrt
-from spiritrt.models.checkpoints import find, save_part
+from spiritrt.models.checkpoints import CheckpointError, find, save_part
 from spiritrt.models.pitch import PitchQuantizer, PitchQuantizerConfig
 from spiritrt.models.style import StyleClassifier, StyleConfig
 from spiritrt.tokens.units import merge
@@ -48,6 +49,26 @@ def test_what_the_base_model_knew_stays(parts: Path, tmp_path: Path):
         make_expressive("nano", parts, tmp_path / "made")
     with pytest.raises(ValueError, match="Expressive already"):
         make_expressive(str(tmp_path / "made"), parts, tmp_path / "again")
+
+
+def test_a_thin_one_shares_the_encoder_of_its_base(parts: Path, tmp_path: Path):
+    base = shutil.copytree(find("nano").folder, tmp_path / "base")
+    make_expressive(str(base), parts, tmp_path / "thin", layers=3, share=True)
+    assert not (tmp_path / "thin" / "hubert.safetensors").exists()
+    thin, whole = find(tmp_path / "thin"), find(base)
+    assert not thin.missing and thin.part("hubert") == whole.part("hubert")
+    kept, had = thin.part("lm").load(), whole.part("lm").load()
+    for at, layer in enumerate((0, 2, 5)):
+        name = "model.layers.{}.mlp.up_proj.weight"
+        assert torch.equal(kept[name.format(at)], had[name.format(layer)])
+    assert spiritrt.load(str(tmp_path / "thin")).family.llama.config.num_hidden_layers == 3
+    with pytest.raises(ValueError, match="layers must be 1 to 6, got 7"):
+        make_expressive(str(base), parts, tmp_path / "other", layers=7)
+    with pytest.raises(ValueError, match="--share needs --out beside"):
+        make_expressive(str(base), parts, tmp_path / "in" / "there", share=True)
+    shutil.rmtree(base)
+    with pytest.raises(CheckpointError, match="takes its hubert from"):
+        find(tmp_path / "thin")
 
 
 def test_it_hears_all_three_kinds(parts: Path, tmp_path: Path):

@@ -15,12 +15,14 @@ from spiritrt.training.losses import SpectralLoss, mel_filters
 from spiritrt.training.shards import Tokenized
 from spiritrt.training.vocoder import VocoderTrainer, build_vocoder, duration_error, export, fit_durations, folded
 from spiritrt.training.vocoder_data import (
+    OFFICIAL_CONFIG,
     SPEAKERS,
     Codes,
     VocoderData,
     VocoderTraining,
     expressive_config,
     run_lengths,
+    speakers_of,
 )
 
 INVENTORY = [str(n // 10) for n in range(500)]
@@ -38,6 +40,7 @@ def one_thread():
 def toy(folder: Path, training: VocoderTraining = SMALL) -> VocoderData:
     """One clip a voice; the sample value in each frame is its unit / 1000."""
     rng = np.random.default_rng(2)
+    folder.mkdir(exist_ok=True)
     clips, targets = [], {}
     for speaker in SPEAKERS:
         units = rng.integers(0, 500, 20)
@@ -54,6 +57,20 @@ def test_crops_of_units_and_sound_are_aligned(tmp_path):
     units, speakers, sound = crops.units, crops.speakers, crops.sound
     assert units.shape == (6, 7) and sound.shape == (6, 7 * 640) and speakers.max() < len(SPEAKERS)
     np.testing.assert_allclose(sound.view(6, 7, 640).mean(-1), units / 1000, atol=1e-4)
+
+
+def test_a_corpus_brings_its_own_voices(tmp_path):
+    clips = [(Clip(name, 0, 0, name, "neutral", "train"), np.zeros(12800, np.float32)) for name in ("una", "ada")]
+    AudioStore.write(tmp_path, clips)
+    store = AudioStore(tmp_path)
+    assert speakers_of(store) == ("ada", "una") and speakers_of(store, ["una"]) == ("una",)
+    training = VocoderTraining(batch=6, frames=7, gan_frames=4, speakers=speakers_of(store))
+    data = VocoderData(store, {name: np.arange(20) for name in ("ada", "una")}, [], INVENTORY, training)
+    assert set(data.batch(0).speakers.tolist()) == {0, 1}
+    config = training.named(OFFICIAL_CONFIG)
+    assert config["speakers"] == ["ada", "una"]
+    assert build_vocoder(config).config.num_speakers == 2
+    assert speakers_of(toy(tmp_path / "nano").store) == SPEAKERS
 
 
 def test_units_of_the_encoder_replace_targets_by_share(tmp_path):

@@ -1,0 +1,57 @@
+"""Speech on one note: the pitch is gone, the timing is not."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spiritrt.training import flatten
+from spiritrt.training.corpora.manifest import AudioStore, Clip
+
+RATE_HZ = 16000
+
+
+def gliding(seconds: float, first_hz: float, last_hz: float) -> np.ndarray:
+    """A buzz whose pitch glides, with silence of a fifth of its time on either side."""
+    hz = np.linspace(first_hz, last_hz, int(seconds * RATE_HZ))
+    phase = 2 * np.pi * np.cumsum(hz) / RATE_HZ
+    buzz = 0.1 * sum(np.sin(k * phase) / k for k in range(1, 20))
+    quiet = np.zeros(len(buzz) // 5)
+    return np.concatenate([quiet, buzz, quiet])
+
+
+def test_the_note_is_a_whole_number_of_periods_a_unit():
+    assert flatten.note(np.array([0.0, 140.0, 143.0, 150.0, 0.0])) == 150
+    assert flatten.note(np.array([5.0])) == 25
+    with pytest.raises(ValueError, match="nothing is voiced"):
+        flatten.note(np.zeros(4))
+
+
+def test_every_clip_comes_out_on_its_voices_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("pyworld", reason="comes with the train extra")
+    clips = [
+        (Clip("a", 0, 0, "low", "neutral", "train"), gliding(1.0, 90, 130)),
+        (Clip("b", 0, 0, "low", "neutral", "train"), gliding(0.8, 120, 95)),
+        (Clip("c", 0, 0, "high", "neutral", "train"), gliding(1.0, 180, 260)),
+    ]
+    AudioStore.write(tmp_path, ((clip, sound.astype(np.float32)) for clip, sound in clips))
+    monkeypatch.setattr(sys, "argv", ["flatten", "--out", str(tmp_path)])
+    flatten.main()
+    store = AudioStore(tmp_path / "flat")
+    assert store.clips.keys() == {"a", "b", "c"}
+    for (clip, before), hz in zip(clips, (100, 100, 225), strict=True):
+        sound = store.read(store.clips[clip.id]).astype(np.float64)
+        assert len(sound) == len(before)
+        f0, _ = flatten.pitch(sound)
+        assert np.allclose(f0[f0 > 0][5:-5], hz, rtol=0.02)
+        assert np.abs(sound[: len(before) // 10]).max() < 0.01  # silence stays where it was
+
+
+def test_an_unknown_voice_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    AudioStore.write(tmp_path, [(Clip("a", 0, 0, "low", "neutral", "train"), np.zeros(1600, np.float32))])
+    monkeypatch.setattr(sys, "argv", ["flatten", "--out", str(tmp_path), "--speakers", "lwo"])
+    with pytest.raises(ValueError, match=r"no training utterances of \['lwo'\]: the speakers are low"):
+        flatten.main()
+    assert json.loads((tmp_path / "audio.json").read_text())[0]["speaker"] == "low"
