@@ -10,10 +10,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from spiritrt.bench.decode import Grid, Report, Timed, bench, cpu_grid
+from spiritrt.bench.decode import TOLERANCES, Grid, Report, Timed, bench, cpu_grid
 from spiritrt.bench.environment import Ceilings, ceilings, environment
 from spiritrt.bench.shapes import preset
+from spiritrt.engine.engine import CACHE_FORMATS
 from spiritrt.models.family import usable_device
+
+NUMBERS = ("median", "p20-p80", "host", "floor", "share", "tokens/s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +85,13 @@ def right(timed: Timed) -> bool:
 
 
 def table(timed: Sequence[Timed], limits: Ceilings, title: str) -> Table:
-    """Milliseconds a step, a line a cell."""
+    """Milliseconds a step, a line a cell: by rows, context, who computes, and formats."""
     shown = Table(title=f"{title}; {limits.described()}; ms a step", title_justify="left")
-    for column in ("by", "weights", "cache"):
-        shown.add_column(column, no_wrap=True)
-    for column in ("rows", "context", "median", "p20-p80", "host", "floor", "share", "tokens/s"):
-        shown.add_column(column, justify="right", no_wrap=True)
-    for result in timed:
+    for column in ("rows", "context", "by", "weights", "cache", *NUMBERS):
+        shown.add_column(column, justify="left" if column in ("by", "weights", "cache") else "right", no_wrap=True)
+    for result in sorted(timed, key=_place):
         cell = result.cell
-        names = (result.by, cell.weights, cell.cache, str(cell.rows), str(cell.context))
+        names = (str(cell.rows), str(cell.context), result.by, cell.weights, cell.cache)
         times = result.times
         if times is None:
             shown.add_row(*names, "-" if right(result) else "[red]FAIL")
@@ -101,6 +102,12 @@ def table(timed: Sequence[Timed], limits: Ceilings, title: str) -> Table:
             f"{1e3 * cell.rows / times.p50:.0f}",
         )  # fmt: skip
     return shown
+
+
+def _place(result: Timed) -> tuple[int, int, bool, str, int, int]:
+    cell = result.cell
+    formats = list(TOLERANCES).index(cell.weights), list(CACHE_FORMATS).index(cell.cache)
+    return cell.rows, cell.context, result.by != "engine", result.by, *formats
 
 
 def _number(value: float | None) -> str:

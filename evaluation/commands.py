@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,11 @@ OWN_SETS = {
     "wuggy": "lexical/dev", "blimp": "syntactic/dev", "storycloze": "stories", "salmon": "moods", "mmlu": "mmlu",
     "asr": "utterances", "tts": "utterances", "intent": "intent", "stsp": "moods", "resynthesis": "utterances",
     "dialogue": "questions",
+}  # fmt: skip
+# options that only some evaluations take
+TAKEN_BY = {
+    "--shots": ("mmlu", "asr", "tts", "intent"), "--stop-word": ("tts",), "--speakers": ("asr", "resynthesis"),
+    "--text-classifier": ("stsp",), "--speech-classifier": ("stsp",), "--save-to": ("tts", "resynthesis", "dialogue"),
 }  # fmt: skip
 SALMON_SAMPLES = 40
 
@@ -72,7 +78,8 @@ def evaluate(
     )  # fmt: skip
     if output is not None:
         report.write(output)
-    report.show(Console(file=sys.stdout))
+    on = "the shipped small set" if data is None else str(data)
+    replace(report, on=on).show(Console(file=sys.stdout))
 
 
 def run(
@@ -94,6 +101,14 @@ def run(
 
     Raises ValueError, FileNotFoundError or ImportError, each with its remedy.
     """
+    given = {
+        "--shots": shots is not None, "--stop-word": stop_word is not None, "--speakers": speakers,
+        "--text-classifier": text_classifier is not None, "--speech-classifier": speech_classifier is not None,
+        "--save-to": save_to is not None,
+    }  # fmt: skip
+    for option, takers in TAKEN_BY.items():
+        if given[option] and name not in takers:
+            raise ValueError(f"{option} means nothing to {name}: it belongs to {', '.join(takers)}")
     # the judge first: a missing package should be said before a model is loaded
     if name in ("tts", "resynthesis", "dialogue"):
         from spiritrt.evaluation.recognition import Recognizer
@@ -102,7 +117,7 @@ def run(
     folder = SETS / OWN_SETS[name] if data is None else data
     if not folder.exists():
         raise FileNotFoundError(f"no data at {folder}: give --data")
-    lm = spiritrt.load(model, device, dtype, lazy=name == "resynthesis")
+    lm = spiritrt.load(model, device, dtype, lazy=name in ("resynthesis", "stsp"))
     if name in ("wuggy", "blimp", "salmon"):
         from spiritrt.evaluation.likelihood import Scorer
         from spiritrt.evaluation.pairs import minimal_pairs, salmon

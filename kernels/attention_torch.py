@@ -64,7 +64,7 @@ def flash_prefill(qkv: Tensor, cos_sin: Tensor, keys: Tensor, values: Tensor, ba
 def flash_supports(case: Case) -> str | None:
     """Why flash-attn cannot run on `case`, or None where it can."""
     if importlib.util.find_spec("flash_attn") is None:
-        return "flash-attn is not installed (pip install spiritrt[flash])"
+        return "flash-attn is not installed (pip install flash-attn)"
     if case.device != "cuda":
         return "flash-attn runs on CUDA only"
     if case.capability is not None and case.capability < FLASH_CAPABILITY:

@@ -7,17 +7,18 @@ import platform
 
 import torch
 
+from spiritrt.extras import install
 from spiritrt.models import checkpoints
 from spiritrt.models.family import Family
 from spiritrt.models.pitch import FcpeTracker, YaaptTracker
 
 PACKAGES = ("spiritrt", "torch", "numpy", "safetensors", "sentencepiece", "soundfile", "soxr", "typer", "rich")
-OPTIONAL = {
-    "onnxruntime": 'voice activity: pip install ".[vad]"',
-    "silero_vad": "voice activity: pip install --no-deps silero-vad",
-    "triton": "GPU kernels; comes with a CUDA build of torch",
-    "torchaudio": "forced alignment and resampling parity; has no CPU build beside this torch",
-    "faster_whisper": 'the ASR judge of training: pip install ".[train]"',
+OPTIONAL = {  # packages: what for, and where they come from
+    "onnxruntime": "voice activity: pip install onnxruntime",
+    "silero-vad": "voice activity: pip install --no-deps silero-vad",
+    "triton": "GPU kernels: comes with a CUDA build of torch",
+    "torchaudio": "forced alignment and resampling parity: has no CPU build beside this torch",
+    "faster-whisper": f"the judge of speech: {install('eval')}",
 }
 
 
@@ -59,8 +60,7 @@ def render(report: dict) -> str:
             parts = ", ".join(f"{part} {size / 1e6:.1f} MB" for part, size in state["parts"].items())
             lines.append(f"model {name}: complete ({parts})")
         else:
-            lines.append(f"model {name}: INCOMPLETE")
-            lines += [f"  {problem}" for problem in state["problems"]]
+            lines.append(f"model {name}: {'INCOMPLETE' if state['folder'] else 'cannot be read'}, see below")
     lines.append("all good" if report["ok"] else "problems:\n" + "\n".join(f"  {p}" for p in report["problems"]))
     return "\n".join(lines)
 
@@ -94,12 +94,15 @@ def _extension(problems: list[str]) -> str:
     return f"built with torch {info['torch']}, compiler {info['compiler']}, {info['vector']} instructions"
 
 
-def _importable(name: str, use: str) -> str:
+def _importable(package: str, use: str) -> str:
+    module = package.replace("-", "_")
     try:
-        importlib.import_module(name)
+        importlib.import_module(module)
     except Exception as error:  # a broken optional package must not break the report, whatever it raises
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            return f"not installed; {use}"
         return f"not available ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); {use}"
-    return f"{_version(name.replace('_', '-'))}"
+    return _version(package)
 
 
 def _makes(tracker: type) -> str:
@@ -120,9 +123,10 @@ def _model(name: str, problems: list[str]) -> dict:
     try:
         found = checkpoints.find(name)
     except checkpoints.CheckpointError as error:
-        problems.append(f"model {name}: {error}")
-        return {"complete": False, "folder": None, "parts": {}, "problems": [str(error)]}
-    faults = [f"missing: {file}" for file in found.missing]
+        why = str(error).removeprefix(f"{name}: ").removeprefix(f"no model {name!r}: ")  # the name is said already
+        problems.append(f"model {name}: {why}")
+        return {"complete": False, "folder": None, "parts": {}, "problems": [why]}
+    faults = [f"missing {file}" for file in found.missing]
     sizes = {part.name: sum(file.stat().st_size for file in part.files) for part in found.parts.values()}
     family = Family(found, dtype="auto", progress=False)
     loads = {"lm": "llama", "hubert": "hubert", "quantizer": "quantizer", "vocoder": "vocoder",

@@ -95,10 +95,15 @@ class SpiritLM:
     def logprobs(self, prompt: Prompt, continuation: Prompt) -> LogProbs:
         """How likely `continuation` is after `prompt`: log-softmax over the full vocabulary, sum and mean a token.
 
-        Both are tokenised together; tokens from the first that differs from the prompt's own count. Raises ValueError
-        where no token is left to score, or the two exceed the context.
+        Both are tokenised together; tokens from the first that differs from the prompt's own count. Where a list of
+        items continues in the other modality, the marker between belongs to the prompt: it says which modality is
+        wanted. A marker that a string spells counts. Raises ValueError where no token is left to score, or the two
+        exceed the context.
         """
-        return self._score(prompt, [continuation])[0]
+        opens: Modality = "arbitrary"
+        if continuation and not isinstance(continuation, str):
+            opens = "text" if isinstance(continuation[0], Text) else "speech"
+        return self._score(prompt, [continuation], opens)[0]
 
     def encode(self, source: audio.Source | Speech, rate: int | None = None, channel: int | None = None) -> Units:
         """Raw unit frames of sound: HuBERT at 25 Hz and, in Expressive, pitch at 12.5 Hz and style at 1 Hz.
@@ -182,7 +187,7 @@ class SpiritLM:
     ) -> Classification:
         """Which of `labels` fits speech best, in the paper's form: `[Speech]units[Text]A:label` for each shot.
 
-        The label with the highest log-probability (sum over its tokens) wins; the paper uses 30 shots.
+        The label with the highest log-probability (sum over the tokens of `A:label`) wins; the paper uses 30 shots.
         """
         if not labels:
             raise ValueError("classify needs at least one label")
@@ -190,7 +195,7 @@ class SpiritLM:
         for example, label in shots:
             prompt += [self._speech(example), Text(LABEL_FLAG + label)]
         prompt.append(self._speech(source))
-        scores = self._score(prompt, [[Text(LABEL_FLAG + label)] for label in labels])
+        scores = self._score(prompt, [[Text(LABEL_FLAG + label)] for label in labels], "text")
         sums = {label: score.sum for label, score in zip(labels, scores, strict=True)}
         return Classification(max(sums, key=lambda label: sums[label]), sums)
 
@@ -277,16 +282,15 @@ class SpiritLM:
             )
         return ids
 
-    def _score(self, prompt: Prompt, continuations: Sequence[Prompt]) -> list[LogProbs]:
-        """Likelihoods of several continuations; what they share with the prompt is computed once."""
-        if isinstance(prompt, str):
-            after = modality_at_end(prompt, self.family.vocabulary)
-            texts = [c if isinstance(c, str) else build(self._runs(c), after=after) for c in continuations]
-            string, strings = prompt, [prompt + text for text in texts]
-        else:
-            runs = self._runs(prompt)
-            string = build(runs)
-            strings = [string + c if isinstance(c, str) else build(runs + self._runs(c)) for c in continuations]
+    def _score(self, prompt: Prompt, continuations: Sequence[Prompt], opens: Modality) -> list[LogProbs]:
+        """Likelihoods of several continuations, which open in one modality ("arbitrary": strings).
+
+        What they share with the prompt is computed once.
+        """
+        vocabulary, string = self.family.vocabulary, self.prompt_string(prompt)
+        string += build((), opens, modality_at_end(string, vocabulary))
+        after = modality_at_end(string, vocabulary)
+        strings = [string + (c if isinstance(c, str) else build(self._runs(c), after=after)) for c in continuations]
         prompt_ids = self._encode_prompt(string)
         wholes = [self._encode_prompt(s) for s in strings]
         shared = len(prompt_ids)

@@ -105,6 +105,20 @@ def test_doctor_finds_nano_complete_and_a_wrong_folder_not(tmp_path: Path) -> No
     assert broken.exit_code == 1 and not json.loads(broken.stdout)["ok"]
 
 
+def test_doctor_names_packages_by_one_name_and_a_model_once_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPIRITLM_CHECKPOINTS_DIR", raising=False)
+    assert set(_examined("spirit-lm-base-7b")["optional"]) >= {"silero-vad", "faster-whisper"}
+    for name in ("spirit-lm-base-7b", "nowhere"):
+        lines = RUN.invoke(app, ["doctor", "--model", name]).stdout.splitlines()
+        about = [line.strip() for line in lines if line.strip().startswith(f"model {name}")]
+        assert about[0] == f"model {name}: cannot be read, see below" and len(about) == 2
+        assert not about[1].removeprefix(f"model {name}: ").startswith((name, "no model")), about[1]
+
+
+def _examined(model: str) -> dict:
+    return json.loads(RUN.invoke(app, ["doctor", "--model", model, "--json"]).stdout)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -116,6 +130,7 @@ def test_doctor_finds_nano_complete_and_a_wrong_folder_not(tmp_path: Path) -> No
         (["generate", "--prompt", "x", "--kernel", "linear"], "as OP=VARIANT, such as linear=torch, got 'linear'"),
         (["generate", "--prompt", "x", "--top-p", "0"], "top_p must be above 0 and at most 1, got 0.0"),
         (["speak", "hi", "--speaker", "9"], "speaker 9 is out of range"),
+        (["talk", "--endpoint-ms", "50"], "--endpoint-ms must be at least 190, got 50"),
         (["encode", str(CLIP), "--model", "nowhere"], "no model 'nowhere'"),
         (["transcribe", str(CLIP), "--shots", "none.jsonl"], "none.jsonl: No such file"),
     ],

@@ -47,9 +47,12 @@ class TestLogProbs:
             ([Text("hello")], [Text(" you")], "[Text]hello", "[Text]hello you"),
             ([Text("hello")], " you", "[Text]hello", "[Text]hello you"),
             ("[Text]hello", [Text(" you")], "[Text]hello", "[Text]hello you"),
-            ([spoken(ONE)], [Text("A:yes")], f"[Speech]{ONE}", f"[Speech]{ONE}[Text]A:yes"),
-            (f"[Speech]{ONE}", [Text("a"), spoken(TWO)], f"[Speech]{ONE}", f"[Speech]{ONE}[Text]a[Speech]{TWO}"),
-            ([Text("a")], [spoken(TWO)], "[Text]a", f"[Text]a[Speech]{TWO}"),
+            # the marker between belongs to the prompt, one that is spelled or further in counts
+            ([spoken(ONE)], [Text("A:yes")], f"[Speech]{ONE}[Text]", f"[Speech]{ONE}[Text]A:yes"),
+            (f"[Speech]{ONE}", [Text("a"), spoken(TWO)], f"[Speech]{ONE}[Text]", f"[Speech]{ONE}[Text]a[Speech]{TWO}"),
+            ([Text("a")], [spoken(TWO)], "[Text]a[Speech]", f"[Text]a[Speech]{TWO}"),
+            ([], [spoken(TWO)], "[Speech]", f"[Speech]{TWO}"),
+            ([spoken(ONE)], "[Text]A:yes", f"[Speech]{ONE}", f"[Speech]{ONE}[Text]A:yes"),
             ("", "[Text]hello", "", "[Text]hello"),
         ],
     )
@@ -149,9 +152,9 @@ class TestClassify:
     def test_the_form(self, base_lm):
         shots = [(spoken(ONE), "yes"), (spoken(TWO), "no")]
         found = base_lm.classify(spoken(THREE), ["yes", "no", "not at all"], shots)
-        form = f"[Speech]{ONE}[Text]A:yes[Speech]{TWO}[Text]A:no[Speech]{THREE}"
+        form = f"[Speech]{ONE}[Text]A:yes[Speech]{TWO}[Text]A:no[Speech]{THREE}[Text]"
         expected = {
-            label: sum(full_logprobs(base_lm, form, f"{form}[Text]A:{label}")) for label in ("yes", "no", "not at all")
+            label: sum(full_logprobs(base_lm, form, f"{form}A:{label}")) for label in ("yes", "no", "not at all")
         }
         assert found.scores == pytest.approx(expected, rel=1e-4)
         assert found.label == max(expected, key=lambda label: expected[label])

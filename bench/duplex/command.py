@@ -91,6 +91,8 @@ def bench_duplex(options: DuplexOptions, console: Console) -> bool:
     most = max(options.sessions)
     if options.find_limit and most == 1:
         most = LIMIT_ON_CPU if options.device_type == "cpu" else LIMIT_ON_GPU
+    if options.traces is not None:
+        options.traces.mkdir(parents=True, exist_ok=True)
     with Console(stderr=True).status("loading") as status:
         about = environment(torch.device(options.device))  # the code that runs, whatever is committed meanwhile
         stages = stages_of(options, most)

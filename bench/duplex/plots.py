@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from spiritrt.bench.duplex.figures import Goals, counted
+from spiritrt.extras import install
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,7 +118,7 @@ def _figure(rows: int, columns: int, width: float, height: float) -> "tuple[Figu
     try:
         import matplotlib
     except ImportError as error:
-        raise ValueError("pictures need matplotlib: pip install 'spiritrt[bench]'") from error
+        raise ValueError(f"pictures need matplotlib: {install('bench')}") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from spiritrt.duplex.config import PAUSE_MS
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="nano, an official name, or a model folder.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
@@ -49,7 +51,7 @@ def talk(
     ] = None,
     simulated: Annotated[bool, typer.Option("--simulated", help="Not in real time: as fast as it goes.")] = False,
     activity: Annotated[Detector, typer.Option(help="What decides where speech is.")] = Detector.SILERO,
-    endpoint_ms: Annotated[int, typer.Option(help="So much silence is the end of a turn.")] = 600,
+    endpoint_ms: Annotated[int, typer.Option(help=f"So much silence ends a turn, {PAUSE_MS} or more.")] = 600,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 0.9,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
@@ -76,6 +78,8 @@ def talk(
     from spiritrt.engine.forward import kernel_choices
     from spiritrt.models.family import Family
 
+    if endpoint_ms < PAUSE_MS:
+        raise ValueError(f"--endpoint-ms must be at least {PAUSE_MS}, got {endpoint_ms}")
     lines = [
         Line(file.name, audio.load(file), interrupt_s=interrupt if number else None)
         for number, file in enumerate(recordings or [])
@@ -85,6 +89,7 @@ def talk(
     policy = next(policy for policy in REPLY_POLICIES if policy == reply) if reply else default_policy(family)
     config = SessionConfig(policy, speaker, seed=seed, temperature=temperature, top_p=top_p, turns=turns)
     trace = out.with_suffix(".trace") if trace is None else trace
+    trace.parent.mkdir(parents=True, exist_ok=True)
     report = hold_conversation(
         family, lines, config, not simulated, trace, weights, kernel_choices(kernel or []), prefix
     )

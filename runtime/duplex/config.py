@@ -8,6 +8,7 @@ from spiritrt.sampling import Sampling
 
 ReplyPolicy = Literal["continuation", "chain", "text"]
 LONGEST_GAP_MS = 100  # of silence inside words
+PAUSE_MS = 190  # of silence after which a turn may be over
 LEAST_AHEAD_MS = 80  # sound that a client must take ahead of its loudspeaker
 REPLY_POLICIES: tuple[ReplyPolicy, ...] = ("continuation", "chain", "text")
 
@@ -22,7 +23,7 @@ class TurnConfig:
     activity: str = "silero"
     threshold: float = 0.5  # probability of speech from which a window is speech
     onset_ms: int = 90  # so much speech begins a turn
-    pause_ms: int = 190  # so much silence is a likely end: the reply is thought ahead
+    pause_ms: int = PAUSE_MS  # so much silence is a likely end: the reply is thought ahead
     endpoint_ms: int = 600  # so much silence is the end of the turn
     duck_ms: int = 60  # so much speech over the reply ducks it
     barge_in_ms: int = 320  # so much speech over the reply stops it

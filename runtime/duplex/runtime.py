@@ -82,7 +82,12 @@ class Runtime:
         self._scheduler: Scheduler | None = None
 
     async def __aenter__(self) -> "Runtime":
-        """Loads the models and runs them once, so that nobody waits for a first time."""
+        """Loads the models and runs them once, so that nobody waits for a first time.
+
+        Raises RuntimeError for a runtime that was entered or closed before.
+        """
+        if self._thread is not None or self._stopping:
+            raise RuntimeError("this runtime was used before, and runs once: make a new Runtime")
         self._loop = asyncio.get_running_loop()
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(started,), name="spiritrt", daemon=True)
@@ -109,10 +114,11 @@ class Runtime:
         config: SessionConfig | None = None,
         record: str | Path | None = None,
     ) -> "RuntimeSession":
-        """A conversation, to be entered with `async with`: that raises Busy where there is no room for it.
+        """A conversation, to be entered with `async with`, once.
 
-        `voice`, `reply` and `seed` go over those of `config`. The policy is by default the one that the model is
-        trained for. `record` names a file for its trace.
+        That raises Busy where there is no room for it, RuntimeError once the runtime is closed, and FileNotFoundError
+        where the folder of `record`, the file for its trace, is not there. `voice`, `reply` and `seed` go over those of
+        `config`. The policy is by default the one that the model is trained for.
         """
         config = config or SessionConfig(reply=default_policy(self.scheduler.stages.family))
         config = replace(
@@ -257,6 +263,10 @@ class RuntimeSession:
 
     async def __aenter__(self) -> "RuntimeSession":
         runtime = self._runtime
+        if self._call is not None:
+            raise RuntimeError("this session was entered before: a new conversation needs a new runtime.session()")
+        if runtime._closing is not None and runtime._closing.done():
+            raise RuntimeError("this runtime is closed: make a new Runtime")
         if runtime._stopping:
             raise Busy("the runtime is stopping", 60.0)
 

@@ -125,7 +125,10 @@ class Trace:
 
 
 class Recorder:
-    """Writes one session's trace. After `most_bytes`, or on a disk that is full, it stops; the session goes on."""
+    """Writes one session's trace. After `most_bytes`, or on a disk that is full, it stops; the session goes on.
+
+    Raises FileNotFoundError where the file's folder is not there: its name may be wrong, so it is not made.
+    """
 
     def __init__(
         self,
@@ -134,7 +137,8 @@ class Recorder:
         running: dict[str, str | int | float | bool],
         most_bytes: int = MOST_BYTES,
     ) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.parent.is_dir():
+            raise FileNotFoundError(f"the trace {file} has no folder to go into: mkdir -p {file.parent}")
         self._file = gzip.GzipFile(file, "wb", compresslevel=1)
         self._left = most_bytes
         self._full = self._broken = False

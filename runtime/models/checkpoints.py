@@ -1,8 +1,8 @@
 """Reads model files: Spirit LM's official layout and spiritrt's own. Nothing else opens them.
 
 The official layout is that of the public release (`speech_tokenizer/...`, `spiritlm_model/...`). Our own is one folder:
-`spiritrt.json` with the official configuration of each part, `<part>.safetensors`, and the tokenizer's files. A part can
-be shared with a family in the folder beside: `"shared": {"hubert": "nano"}`.
+`spiritrt.json` with the official configuration of each part, `<part>.safetensors`, and the tokenizer's files. It can
+share a part with a family in the folder beside: `"shared": {"hubert": "nano"}`.
 Tensors are memory-mapped and never unpickled beyond plain weights.
 """
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spiritrt.extras import install
 from spiritrt.models.waveform import check_waveform
 from spiritrt.models.weights import config_section, config_value, load_weights
 
@@ -89,7 +90,7 @@ class YaaptTracker:
             self._basic_tools = importlib.import_module("amfm_decompy.basic_tools")
             self._pyaapt = importlib.import_module("amfm_decompy.pYAAPT")
         except (ImportError, AttributeError) as error:
-            raise ImportError(f"YaaptTracker needs amfm_decompy: pip install '.[yaapt]' ({error})") from error
+            raise ImportError(f"YaaptTracker needs amfm_decompy: {install('yaapt')}; {error}") from error
 
     def __call__(self, waveform: Tensor) -> PitchTrack:
         """F0 and voicing at 200 Hz of `waveform` [N], float, 16 kHz.
@@ -355,8 +356,7 @@ def _import_torchfcpe() -> types.ModuleType:
             torchfcpe = importlib.import_module("torchfcpe")
     except ImportError as error:
         raise ImportError(
-            "FcpeTracker needs torchfcpe: pip install '.[pitch]', then "
-            f"pip install --no-deps torchfcpe==0.0.4 ({error})"
+            f"FcpeTracker needs torchfcpe: {install('pitch')}, then pip install --no-deps torchfcpe==0.0.4; {error}"
         ) from error
     for name in ("torchfcpe.tools", "torchfcpe.mel_extractor"):
         setattr(sys.modules[name], "print", lambda *words: _log.info("%s", " ".join(map(str, words))))  # noqa: B010

@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from spiritrt.bench import decode, decode_report, transformers_decode
-from spiritrt.bench.decode import Cell, Grid
+from spiritrt.bench.decode import Cell, Grid, StepTimes, Timed
 from spiritrt.bench.environment import Ceilings
 from spiritrt.bench.shapes import preset
 from spiritrt.bench.transformers_decode import EAGER, beside
@@ -46,6 +46,18 @@ def test_steps_are_timed_against_the_floor(tmp_path: Path) -> None:
         assert cell["floor_ms"] == pytest.approx(1e3 * cell["bytes"] / 5e9, abs=1e-4)
         assert 0 < cell["p20"] <= cell["p50"] <= cell["p80"] and cell["host_ms"] > 0
     assert cells["int8", 1]["bytes"] < cells["fp32", 1]["bytes"] / 2
+
+
+def test_the_table_goes_by_rows_then_context_then_who_and_formats() -> None:
+    cells = [Cell(16, 64, "bf16", "bf16"), Cell(1, 256, "bf16", "bf16"), Cell(1, 64, "int8", "bf16")]
+    timed = [Timed(cell, times=StepTimes(1.0, 1.0, 1.0)) for cell in cells]
+    timed += [Timed(Cell(1, 64, "fp32", "fp32"), by) for by in ("transformers", "engine")]
+    shown = decode_report.table(timed, Ceilings(5e9, 5e9, 5e10), "")
+    columns = [list(column.cells) for column in shown.columns[:4]]
+    assert list(zip(*columns, strict=True)) == [
+        ("1", "64", "engine", "fp32"), ("1", "64", "engine", "int8"), ("1", "64", "transformers", "fp32"),
+        ("1", "256", "engine", "bf16"), ("16", "64", "engine", "bf16"),
+    ]  # fmt: skip
 
 
 def test_a_format_that_is_off_gets_fail_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ def bench(*arguments: str) -> Result:
 def test_simulated_conversations_are_reported_in_all_forms(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="drawing needs matplotlib")
     file, html, plot = tmp_path / "deep" / "duplex.json", tmp_path / "duplex.html", tmp_path / "duplex.png"
-    files = ["--json", str(file), "--html", str(html), "--plot", str(plot), "--traces", str(tmp_path)]
+    files = ["--json", str(file), "--html", str(html), "--plot", str(plot), "--traces", str(tmp_path / "traces")]
     result = bench("--simulated", "--seconds", "14", "--sessions", "1,2", "--seed", "1", *files)
     assert result.exit_code == 0, result.output
     written = json.loads(file.read_text())
@@ -46,7 +46,7 @@ def test_simulated_conversations_are_reported_in_all_forms(tmp_path: Path) -> No
     page = html.read_text()
     assert page.count("data:image/png;base64,") == 2 and not re.search(r"(src|href)=.(https?:)?//", page)
     assert plot.read_bytes().startswith(PNG) and len(page) < 1_000_000
-    assert "first audio" in result.output and (tmp_path / "session-1.trace").stat().st_size > 1000
+    assert "first audio" in result.output and (tmp_path / "traces" / "session-1.trace").stat().st_size > 1000
 
 
 def test_a_conversation_in_real_time_with_another_kernel(tmp_path: Path) -> None:

@@ -167,8 +167,14 @@ def recorder(file: Path, **settings: int) -> Recorder:
     return Recorder(file, SessionConfig(seed=3, turns=TurnConfig(onset_ms=100)), {"model": "nano"}, **settings)
 
 
+def test_a_folder_that_is_not_there_is_named_and_not_made(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"missing/one\.trace has no folder to go into: mkdir -p .*/missing$"):
+        recorder(tmp_path / "missing" / "one.trace")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_trace_gives_back_what_was_written(tmp_path: Path) -> None:
-    file = tmp_path / "new" / "one.trace"
+    file = tmp_path / "one.trace"
     written = recorder(file)
     draw = np.random.default_rng(0)
     sixteen = (draw.integers(-32768, 32767, 500) / 32768).astype(np.float32)

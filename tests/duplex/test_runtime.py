@@ -108,6 +108,30 @@ def test_a_runtime_that_cannot_start_says_why() -> None:
         Runtime().session()
 
 
+def test_what_is_over_says_so_when_it_is_used_again(nano: spiritrt.SpiritLM, tmp_path: Path) -> None:
+    async def converse() -> None:
+        async with running(nano) as runtime:
+            with pytest.raises(FileNotFoundError, match=r"missing/call\.trace has no folder"):
+                async with runtime.session(config=CONFIG, record=tmp_path / "missing" / "call.trace"):
+                    pass
+            session = runtime.session(config=CONFIG)
+            async with session:
+                pass
+            with pytest.raises(RuntimeError, match="this session was entered before"):
+                async with session:
+                    pass
+            assert not runtime.scheduler.calls
+        with pytest.raises(RuntimeError, match="this runtime is closed: make a new Runtime") as refused:
+            async with runtime.session(config=CONFIG):
+                pass
+        assert not isinstance(refused.value, Busy), "there is nothing to wait for"
+        with pytest.raises(RuntimeError, match="runs once: make a new Runtime"):
+            async with runtime:
+                pass
+
+    asyncio.run(converse())
+
+
 def test_sigterm_under_load_ends_sessions_cleanly_with_whole_traces(nano: spiritrt.SpiritLM, tmp_path: Path) -> None:
     async def converse() -> list[list[Event]]:
         async with running(nano) as runtime:
@@ -121,7 +145,7 @@ def test_sigterm_under_load_ends_sessions_cleanly_with_whole_traces(nano: spirit
                     await asyncio.sleep(0.005)
                 os.kill(os.getpid(), signal.SIGTERM)
                 events = await asyncio.wait_for(asyncio.gather(*readers), 60)
-            with pytest.raises(Busy, match="the runtime is stopping"):
+            with pytest.raises(RuntimeError, match=r"the runtime is stopping|this runtime is closed"):
                 async with runtime.session(config=CONFIG):
                     pass
         return events

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from spiritrt.cli import app
-from spiritrt.evaluation import commands
+from spiritrt.evaluation import commands, recognition
 
 
 @pytest.fixture
@@ -29,6 +29,8 @@ def test_table_and_json(run, tmp_path: Path):
     report = json.loads((tmp_path / "deep" / "out.json").read_text())
     assert set(report["summary"]) == {"accuracy", "count", "spread", "parts"}
     assert report["evaluation"] == "storycloze" and report["summary"]["count"] == 1
+    assert "the shipped small set" not in result.stdout
+    assert "the shipped small set" in run("storycloze", "--limit", "1").stdout
 
 
 def test_unknown_names_and_missing_data(run, tmp_path: Path):
@@ -38,11 +40,34 @@ def test_unknown_names_and_missing_data(run, tmp_path: Path):
 
 
 def test_a_missing_judge_is_said_before_a_model_is_loaded(monkeypatch):
-    from spiritrt.evaluation import recognition
-
     monkeypatch.setattr(recognition.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install"):
         commands.run("dialogue", model="a model that is not there")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "takers"),
+    [
+        (("wuggy", "--shots", "3"), "--shots", "mmlu, asr, tts, intent"),
+        (("asr", "--stop-word", "x.wav"), "--stop-word", "tts"),
+        (("mmlu", "--speakers"), "--speakers", "asr, resynthesis"),
+        (("intent", "--text-classifier", "x"), "--text-classifier", "stsp"),
+        (("salmon", "--speech-classifier", "x"), "--speech-classifier", "stsp"),
+        (("asr", "--save-to", "x"), "--save-to", "tts, resynthesis, dialogue"),
+    ],
+)
+def test_an_option_of_other_evaluations_is_an_error(run, arguments: tuple[str, ...], option: str, takers: str):
+    error = run(*arguments).exception
+    assert isinstance(error, ValueError)
+    assert str(error) == f"{option} means nothing to {arguments[0]}: it belongs to {takers}"
+
+
+@pytest.mark.parametrize(("option", "value"), [("shots", 0), ("speakers", True), ("save_to", Path("made"))])
+def test_evaluations_take_their_own_options(option: str, value: object, monkeypatch):
+    monkeypatch.setattr(recognition, "Recognizer", lambda threads: None)
+    for name in commands.TAKEN_BY[f"--{option.replace('_', '-')}"]:
+        with pytest.raises(FileNotFoundError, match="no data at absent"):
+            commands.run(name, data=Path("absent"), **{option: value})
 
 
 def test_every_evaluation_has_a_small_set():
