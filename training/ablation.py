@@ -3,8 +3,8 @@
     python -m spiritrt.training.ablation --work build/ablation --steps 600 --seeds 3
 
 Trains a language model from scratch on each mix (`lm_data.MIXES`: interleaved, ASR and TTS pairs alone, speech and text
-unaligned, word-level transcription) for each seed, and scores Topic-StoryCloze within and across modalities. A run that
-was interrupted goes on; a finished one is not done again.
+unaligned, speech alone, word-level transcription) for each seed, and scores Topic-StoryCloze within and across
+modalities. A run that was interrupted goes on; a finished one is not done again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -31,13 +31,14 @@ from spiritrt.training.lm import Plan, Trainer, run
 from spiritrt.training.lm_data import MIXES, load_documents
 from spiritrt.training.tokenizer import NanoTokenizer
 
-ABLATED = ("interleaved", "pairs", "unaligned", "transcribed")
+ABLATED = ("interleaved", "pairs", "unaligned", "speech", "transcribed")
 
 
 def train_one(
     mix: str, plan: Plan, units: Path, heard: Path | None, family: Path, work: Path, context: int = 512
-) -> Path:
-    """Train on one mix; the folder of a family with the speech parts of `family` and the new language model."""
+) -> tuple[Path, int]:
+    """Train on one mix; the folder of a family with the speech parts of `family` and the new language model, and how
+    many tokens it read."""
     model = work / "model"
     if not model.is_dir():
         shutil.copytree(family, model)
@@ -48,12 +49,12 @@ def train_one(
     run(trainer, work, model, export_minutes=float("inf"))
     if trainer.progress < 1:
         raise SystemExit(f"stopped at step {trainer.steps_done} of {plan.steps}: run again to go on")
-    return model
+    return model, trainer.tokens
 
 
-def score(model: Path, stories: Path) -> dict[str, dict[str, float | int]]:
-    """Accuracy of a model in every direction, by mean and by sum."""
-    report = storycloze(Scorer(spiritrt.load(str(model), progress=False)), str(model), stories, None)
+def score(model: Path, stories: Path, limit: int | None = None) -> dict[str, dict[str, float | int]]:
+    """Accuracy of a model in every direction, by mean and by sum, every story against the endings of ten others."""
+    report = storycloze(Scorer(spiritrt.load(str(model), progress=False)), str(model), stories, limit, others=10)
     return {part: metric.as_json() for part, metric in report.parts.items()}
 
 
@@ -91,24 +92,24 @@ def ablate(
     family: Path,
     work: Path,
     stories: Path,
+    limit: int | None = None,
 ) -> dict[str, dict[str, dict[str, float | int]]]:
     """Train and score every mix for every seed; writes `work/ablation.json` after each and returns the summary."""
     results: dict[str, list[dict[str, dict[str, float | int]]]] = {mix: [] for mix in mixes}
+    tokens: dict[str, list[int]] = {mix: [] for mix in mixes}
     for seed in range(seeds):
         for mix in mixes:
             folder = work / f"{mix}-{seed}"
             done = folder / "stories.json"
             if not done.is_file():
                 folder.mkdir(parents=True, exist_ok=True)
-                model = train_one(mix, replace(plan, seed=seed), units, heard, family, folder)
-                done.write_text(json.dumps(score(model, stories), indent=1), encoding="utf-8")
-            results[mix].append(json.loads(done.read_text(encoding="utf-8")))
-            report = {
-                "summary": summary(results),
-                "steps": plan.steps,
-                "batch_tokens": plan.batch_tokens,
-                "runs": results,
-            }
+                model, read = train_one(mix, replace(plan, seed=seed), units, heard, family, folder)
+                run = {"tokens": read, "stories": score(model, stories, limit)}
+                done.write_text(json.dumps(run, indent=1), encoding="utf-8")
+            run = json.loads(done.read_text(encoding="utf-8"))
+            results[mix].append(run["stories"])
+            tokens[mix].append(run["tokens"])
+            report = {"summary": summary(results), "plan": asdict(plan), "tokens": tokens, "runs": results}
             (work / "ablation.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     return summary(results)
 
@@ -122,15 +123,20 @@ def main() -> None:
     parser.add_argument("--stories", type=Path, default=SETS / OWN_SETS["storycloze"])
     parser.add_argument("--mixes", nargs="+", choices=ABLATED, default=["interleaved", "pairs", "unaligned"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=int, help="score only the first so many stories")
     parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each run")
+    parser.add_argument("--batch-tokens", type=int, default=Plan().batch_tokens)
     parser.add_argument("--width", type=int, default=Plan().width)
     parser.add_argument("--layers", type=int, default=Plan().layers)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    plan = Plan(steps=args.steps, width=args.width, layers=args.layers, inner=round(2.75 * args.width))
+    plan = Plan(
+        steps=args.steps, batch_tokens=args.batch_tokens, width=args.width, layers=args.layers,
+        inner=round(2.75 * args.width),
+    )  # fmt: skip
     family = find(args.model).folder
-    figures = ablate(args.mixes, args.seeds, plan, args.units, args.heard, family, args.work, args.stories)
+    figures = ablate(args.mixes, args.seeds, plan, args.units, args.heard, family, args.work, args.stories, args.limit)
     show(figures, Console())
 
 

@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("build/nano"), help="folder that spiritrt.training.units wrote"
     )
-    parser.add_argument("--model", type=Path, default=Path("models/nano"), help="family to export into")
+    parser.add_argument("--model", type=Path, default=Path("build/nano/model"), help="family to export into")
     parser.add_argument("--recordings", type=Path, help="folder of other recordings to compare with the teacher on")
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--steps", type=int, default=defaults.steps)

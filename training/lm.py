@@ -11,12 +11,13 @@ One idle core of a Xeon reads 3,500 tokens a second (float32, 5.6M parameters); 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
@@ -31,6 +32,7 @@ from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.models.weights import load_weights
 from spiritrt.tokens.text import Tokenizer
 from spiritrt.training.batches import Batch, BatchStream
+from spiritrt.training.interleave import SpanPlan
 from spiritrt.training.lm_data import MIXES, Documents, load_documents
 from spiritrt.training.muon import Muon
 from spiritrt.training.packing import Packed
@@ -124,12 +126,14 @@ def loss_of(model: Llama, batch: Batch | Packed) -> Tensor:
 class Start:
     """Another beginning than the plan's: a model's `config.json` and, to go on from, its weights.
 
-    `reply` is the form in which the model will converse (see `Checkpoint`), None for a plain continuation.
+    `reply` is the form in which the model will converse (see `Checkpoint`), None for a plain continuation. `digest` is
+    that of the part as it lies on disk: a state goes on only from where it began or from what it exported itself.
     """
 
     config: dict
     tensors: dict[str, Tensor] | None = None
     reply: str | None = None
+    digest: str | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, plan: Plan, rows: int) -> Start:
@@ -137,7 +141,17 @@ class Start:
         if "lm" not in checkpoint.parts:
             return cls(plan.official() | {"vocab_size": rows})
         part = checkpoint.part("lm")
-        return cls(part.config, part.load(), checkpoint.reply if checkpoint.reply == "chain" else None)
+        tensors = part.load()
+        return cls(part.config, tensors, checkpoint.reply if checkpoint.reply == "chain" else None, digest_of(tensors))
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Names and bytes of weights, in short."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 class Trainer:
@@ -148,6 +162,8 @@ class Trainer:
         self.plan, self.stream = plan, stream
         self.official = plan.official() if start is None else start.config
         self.reply = "chain" if start is None else start.reply
+        self.family = None if start is None else start.digest  # what the folder of the family holds
+        self.known = [self.family]
         self.model = Llama(LlamaConfig.from_official(self.official))
         if start is None or start.tensors is None:
             initialise(self.model)
@@ -200,27 +216,39 @@ class Trainer:
             "steps_done": self.steps_done,
             "tokens": self.tokens,
             "spent_s": self.spent_s,
+            "official": self.official,
+            "known": self.known,
         }
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
         os.replace(partial, path)
 
     def load(self, path: Path) -> None:
-        """Continue from `path`. Raises ValueError where the model there has another shape."""
+        """Continue from `path`. Raises ValueError where the model there has another shape, or is another family's."""
         state = torch.load(path, weights_only=True)
-        for name in ("width", "layers", "heads", "inner", "seed"):
-            if state["plan"][name] != getattr(self.plan, name):
-                found, wanted = state["plan"][name], getattr(self.plan, name)
-                raise ValueError(f"{path} was trained with {name} {found}, not {wanted}: move it away or change {name}")
+        mine, its = self.official, state.get("official", self.official)
+        if differing := sorted(key for key in mine | its if mine.get(key) != its.get(key)):
+            said = ", ".join(f"{key} {its.get(key)} there and {mine.get(key)} here" for key in differing)
+            raise ValueError(f"{path} is of another model ({said}): choose another --work, or move it away")
+        if self.family is not None and self.family not in state.get("known", [self.family]):
+            raise ValueError(
+                f"{path} neither began from the language model in --out nor wrote it: choose another --work, or move it"
+                " away to begin from that model"
+            )
+        self.known = state.get("known", self.known)
+        if state["plan"]["seed"] != self.plan.seed:
+            raise ValueError(f"{path} has seed {state['plan']['seed']}, not {self.plan.seed}: choose another --work")
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.stream.state = tuple(state["stream"])
         self.steps_done, self.tokens, self.spent_s = state["steps_done"], state["tokens"], state["spent_s"]
 
-    def export(self, folder: Path) -> None:
-        """Write the `lm` part of a family, in bf16."""
+    def export(self, folder: Path, state: Path) -> None:
+        """Write the `lm` part of a family, in bf16, and before it `state`, which must know what is written."""
         tensors = {name: tensor.to(torch.bfloat16) for name, tensor in self.model.state_dict().items()}
+        self.known = [self.known[0], digest_of(tensors)]
+        self.save(state)
         save_part(folder, "lm", self.official, tensors, reply=self.reply)
 
 
@@ -257,18 +285,19 @@ def run(trainer: Trainer, work: Path, out: Path | None, export_minutes: float, s
             trainer.save(work / "lm.pt")
             saved_s = trainer.spent_s
         if out is not None and trainer.spent_s - exported_s > 60 * export_minutes:
-            trainer.export(out)
-            exported_s = trainer.spent_s
+            trainer.export(out, work / "lm.pt")
+            exported_s = saved_s = trainer.spent_s
     bar.close()
-    trainer.save(work / "lm.pt")
-    if out is not None:
-        trainer.export(out)
+    if out is None:
+        trainer.save(work / "lm.pt")
+    else:
+        trainer.export(out, work / "lm.pt")
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 def from_shards(
-    folders: Sequence[Path], texts: Sequence[Path], family: Path, plan: Plan, context: int
+    folders: Sequence[Path], texts: Sequence[Path], family: Path, plan: Plan, context: int, spans: SpanPlan
 ) -> tuple[ShardDocuments, Start]:
     """Documents of shards and text files for a family, in equal shares of tokens of the kinds that there are.
 
@@ -284,7 +313,7 @@ def from_shards(
         "interleaved": any(shard.has_words(i) for shard in shards for i in range(len(shard))),
     }  # fmt: skip
     kinds = [kind for kind in KINDS if there[kind]]
-    mix = TokenMix(shares={kind: 1 / len(kinds) for kind in kinds}, context=context)
+    mix = TokenMix(shares={kind: 1 / len(kinds) for kind in kinds}, context=context, spans=spans)
     documents = ShardDocuments(shards, tokenizer, mix, plan.seed, read_text(texts))
     return documents, Start.of(checkpoint, plan, rows)
 
@@ -298,13 +327,23 @@ def main() -> None:
     parser.add_argument("--heard", type=Path, help="JSON lines of the units that the trained encoder emits")
     parser.add_argument("--work", type=Path, default=Path("build/nano"), help="folder of lm.pt and lm.log")
     parser.add_argument(
-        "--out", type=Path, default=Path("models/nano"), help="folder with the tokenizer; gets the lm part"
+        "--out", type=Path, default=Path("build/nano/model"), help="folder with the tokenizer; gets the lm part"
     )
     parser.add_argument("--export-minutes", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shards", type=Path, nargs="+", default=[], help="train on these, and go on from --out's lm")
     parser.add_argument("--text", type=Path, nargs="+", default=[], help="with --shards: files of text")
     parser.add_argument("--context", type=int, default=512, help="with --shards: most tokens of a document")
+    parser.add_argument(
+        "--text-words",
+        type=int,
+        nargs=2,
+        default=(3, 10),
+        help="with --shards: of a text span (the paper: 10 30)",
+    )
+    parser.add_argument(
+        "--speech-words", type=int, nargs=2, default=(3, 8), help="with --shards: of a speech span (the paper: 5 15)"
+    )
     parser.add_argument("--mix", choices=sorted(MIXES), default="nano", help="which documents, in which shares")
     parser.add_argument("--packed", action="store_true", help="several documents a row, none seeing another")
     for entry in fields(Plan):
@@ -316,7 +355,8 @@ def main() -> None:
     documents: Documents | ShardDocuments
     start: Start | None = None
     if args.shards:
-        documents, start = from_shards(args.shards, args.text, args.out, plan, args.context)
+        spans = SpanPlan(text_words=tuple(args.text_words), speech_words=tuple(args.speech_words))
+        documents, start = from_shards(args.shards, args.text, args.out, plan, args.context, spans)
     else:
         documents = load_documents(args.units, NanoTokenizer(args.out), MIXES[args.mix], plan.seed, args.heard)
     trainer = Trainer(plan, BatchStream(documents, plan.batch_tokens, packed=args.packed), start)

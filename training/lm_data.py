@@ -265,6 +265,7 @@ MIXES = {
     "pairs": _thirds("pairs"),
     "transcribed": _thirds("transcribed"),
     "unaligned": _thirds(None),
+    "speech": Mix(shares={"speech": 1.0}, exchanges=True),
 }
 
 

@@ -110,7 +110,7 @@ def train(lines: Iterator[str], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the text vocabulary of the nano family.")
     parser.add_argument("--units", type=Path, help="units.jsonl of a corpus, whose training text is added")
-    parser.add_argument("--out", type=Path, default=Path("models/nano"))
+    parser.add_argument("--out", type=Path, default=Path("build/nano/model"))
     parser.add_argument("--exchanges", type=int, default=40000)
     parser.add_argument("--sentences", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=0)

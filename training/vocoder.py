@@ -164,7 +164,7 @@ class VocoderTrainer:
     def learning_rate(self) -> float:
         t = self.training
         if self.step_index < t.gan_from:
-            return Schedule(t.lr, t.gan_from, floor=t.gan_lr / t.lr)(self.step_index)
+            return Schedule(t.lr, min(t.gan_from, t.steps), floor=t.gan_lr / t.lr)(self.step_index)
         return t.gan_lr
 
     def step(self) -> dict[str, float]:
@@ -230,15 +230,10 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("build/nano"), help="folder that spiritrt.training.units wrote"
     )
-    parser.add_argument("--model", type=Path, default=Path("models/nano"), help="family to export into")
+    parser.add_argument("--model", type=Path, default=Path("build/nano/model"), help="family to export into")
     parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--steps", type=int, default=defaults.steps)
-    parser.add_argument(
-        "--gan-from",
-        type=int,
-        default=defaults.gan_from,
-        help="step at which discriminators join (off where not below --steps)",
-    )
+    parser.add_argument("--gan-from", type=int, help="step at which discriminators join (default: never)")
     parser.add_argument("--batch", type=int, default=defaults.batch)
     parser.add_argument("--frames", type=int, default=defaults.frames)
     parser.add_argument("--lr", type=float, default=defaults.lr)
@@ -259,7 +254,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     sound = AudioStore(args.sound or args.out)
     training = VocoderTraining(
-        steps=args.steps, gan_from=args.gan_from, batch=args.batch, frames=args.frames, lr=args.lr, seed=args.seed,
+        steps=args.steps, gan_from=args.gan_from or args.steps, batch=args.batch, frames=args.frames, lr=args.lr, seed=args.seed,
         speakers=speakers_of(sound, args.speakers),
     )  # fmt: skip
     with np.load(args.out / "targets.npz") as arrays:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from stand_ins import ScorerByName, tone
 
-from spiritrt.evaluation.stories import read_stories, storycloze
+from spiritrt.evaluation.stories import Part, Story, against_others, read_stories, storycloze
 
 COLUMNS = (
     "InputStoryid,InputSentence1,InputSentence2,InputSentence3,InputSentence4,RandomFifthSentenceQuiz1,"
@@ -64,3 +64,14 @@ def test_lines_with_text_and_sound_go_in_all_directions(tmp_path: Path):
 def test_no_stories(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="no stories"):
         read_stories(tmp_path)
+
+
+def test_a_story_meets_the_endings_of_others():
+    stories = [Story(str(n), Part("p"), Part(f"r{n // 2}"), Part(f"w{n}")) for n in range(6)]
+    crossed = against_others(stories, 3)
+    assert len(crossed) == 18 and crossed == against_others(stories, 3)
+    for story in stories:
+        mine = [c for c in crossed if c.id.startswith(f"{story.id}/")]
+        assert all(c.right == story.right and c.wrong.text[0] == "r" and c.wrong != c.right for c in mine)
+        assert len(mine) == 3
+    assert len(against_others(stories, 99)) == 6 * 4  # all that say something else

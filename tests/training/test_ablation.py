@@ -1,5 +1,6 @@
 """The ablation's bookkeeping: every mix and seed once, resumed where it was, figures over seeds."""
 
+import json
 from io import StringIO
 from pathlib import Path
 
@@ -33,15 +34,16 @@ def test_finished_runs_are_not_done_again(tmp_path: Path, monkeypatch: pytest.Mo
         trained.append((mix, plan.seed))
         if (mix, plan.seed) == ("pairs", 1) and trained.count(("pairs", 1)) == 1:
             raise SystemExit("stopped")
-        return work
+        return work, 100 + plan.seed
 
     values = {"interleaved": 0.9, "pairs": 0.6}
     monkeypatch.setattr(ablation, "train_one", train_one)
-    monkeypatch.setattr(ablation, "score", lambda model, stories: accuracy(values[model.name.split("-")[0]]))
+    monkeypatch.setattr(ablation, "score", lambda model, stories, limit: accuracy(values[model.name.split("-")[0]]))
     arguments = (list(values), 2, Plan(steps=3), tmp_path, None, tmp_path, tmp_path / "work", tmp_path)
     with pytest.raises(SystemExit):
         ablate(*arguments)
     figures = ablate(*arguments)
     assert trained == [("interleaved", 0), ("pairs", 0), ("interleaved", 1), ("pairs", 1), ("pairs", 1)]
     assert figures["pairs"]["S"]["accuracy"] == 0.6 and figures["interleaved"]["S"]["count"] == 2
-    assert (tmp_path / "work" / "ablation.json").is_file()
+    written = json.loads((tmp_path / "work" / "ablation.json").read_text())
+    assert written["tokens"] == {"interleaved": [100, 101], "pairs": [100, 101]} and written["plan"]["steps"] == 3

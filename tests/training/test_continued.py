@@ -2,7 +2,10 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +18,10 @@ import spiritrt
 from spiritrt.models.checkpoints import find
 from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.training.batches import BatchStream
-from spiritrt.training.continued import continue_from, extended, vocabulary_after
+from spiritrt.training.continued import EMBEDDING, continue_from, extended, vocabulary_after
 from spiritrt.training.corpora.manifest import read_manifest
-from spiritrt.training.lm import Plan, Trainer, from_shards, initialise
+from spiritrt.training.interleave import SpanPlan
+from spiritrt.training.lm import Plan, Start, Trainer, from_shards, initialise
 from spiritrt.training.shards import write_shard
 
 CONFIG = {
@@ -104,6 +108,21 @@ def test_bad_folders_are_named(llama: Path, family: Path, tmp_path: Path, missin
         continue_from(tmp_path, "nano", tmp_path / "out")
 
 
+def test_a_llama_without_sentencepiece_is_refused(llama: Path, tmp_path: Path):
+    """Llama 3: a tokenizer.json alone, or tiktoken's file under the name of SentencePiece's."""
+    for file in llama.iterdir():
+        if file.name != "tokenizer.model":
+            (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE"}}')
+    supported = r"supported are .* Llama 1 and 2, .*TinyLlama"
+    with pytest.raises(ValueError, match=rf"no tokenizer\.model .*Llama 3.*{supported}"):
+        continue_from(tmp_path, "nano", tmp_path / "out")
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\nIw== 2\n")
+    with pytest.raises(ValueError, match=rf"tokenizer\.model is not SentencePiece's.*{supported}"):
+        continue_from(tmp_path, "nano", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_it_trains_from_shards_and_resumes(family: Path, tmp_path: Path):
     rng = np.random.default_rng(0)
     soundfile.write(tmp_path / "a.wav", 0.3 * np.sin(np.cumsum(rng.uniform(0.02, 0.3, 48000))), 16000)
@@ -115,8 +134,10 @@ def test_it_trains_from_shards_and_resumes(family: Path, tmp_path: Path):
     write_shard(tmp_path / "shard", tmp_path, read_manifest(tmp_path), lm.family)
     plan = Plan(batch_tokens=256, steps=6, warmup_steps=1, matrix_rate=1e-3, other_rate=1e-3)
 
-    def trainer() -> Trainer:
-        documents, start = from_shards([tmp_path / "shard"], [tmp_path / "text.txt"], family, plan, context=128)
+    spans = SpanPlan(text_words=(1, 3), speech_words=(1, 3))
+
+    def trainer(out: Path = family) -> Trainer:
+        documents, start = from_shards([tmp_path / "shard"], [tmp_path / "text.txt"], out, plan, 128, spans)
         assert set(documents.kinds) == {"speech", "interleaved", "text"}
         return Trainer(plan, BatchStream(documents, plan.batch_tokens, window=16, packed=True), start)
 
@@ -129,5 +150,23 @@ def test_it_trains_from_shards_and_resumes(family: Path, tmp_path: Path):
     resumed = trainer()
     resumed.load(tmp_path / "lm.pt")
     assert [resumed.step() for _ in range(3)] == losses[2:]
-    resumed.export(tmp_path / "out")
-    assert find(str(tmp_path / "out")).part("lm").config["num_key_value_heads"] == 1
+    out = shutil.copytree(family, tmp_path / "out")
+    resumed.export(out, tmp_path / "lm.pt")
+    assert find(str(out)).part("lm").config["num_key_value_heads"] == 1
+    trainer(out).load(tmp_path / "lm.pt")  # what it exported itself
+    trainer().load(tmp_path / "lm.pt")  # what it began from
+
+
+def test_a_state_of_another_family_is_refused(family: Path, tmp_path: Path):
+    plan = Plan(steps=1)
+    nothing = BatchStream(SimpleNamespace(mix=SimpleNamespace(context=16), seed=0), 256)  # never read
+    mine = Start.of(find(str(family)), plan, 0)
+    first = Trainer(plan, nothing, mine)
+    first.save(tmp_path / "lm.pt")
+    assert mine.tensors is not None
+    retrained = replace(mine, tensors=mine.tensors | {EMBEDDING: mine.tensors[EMBEDDING] + 1}, digest="another")
+    with pytest.raises(ValueError, match="neither began from the language model in --out nor wrote it"):
+        Trainer(plan, nothing, retrained).load(tmp_path / "lm.pt")
+    longer = replace(mine, config=mine.config | {"max_position_embeddings": 77})
+    with pytest.raises(ValueError, match=r"of another model \(max_position_embeddings \d+ there and 77 here\)"):
+        Trainer(plan, nothing, longer).load(tmp_path / "lm.pt")

@@ -213,7 +213,7 @@ def test_a_resumed_run_repeats_an_unbroken_one(documents, tmp_path):
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, second.model.state_dict()[name]), name
     other = Trainer(Plan(width=48, layers=2, heads=2, inner=48, steps=6), stream_of(documents))
-    with pytest.raises(ValueError, match="width 32, not 48"):
+    with pytest.raises(ValueError, match="hidden_size 32 there and 48 here"):
         other.load(tmp_path / "lm.pt")
 
 
