@@ -1,24 +1,30 @@
 """Few-shot speech recognition, speech synthesis and classification, in the paper's prompt forms (spec, section 7).
 
-Shots are drawn by the seed from the utterances that are not asked about, the shorter half of them, from other speakers
-where there are any. A model that was trained on the forms (nano) needs none.
+Shots come from utterances that the seed holds out and that are never asked about: the shorter half of those by other
+speakers, or of all where other speakers have too few. A model that was trained on the forms (nano) needs none.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
 import spiritrt
 from spiritrt import GREEDY, Sampling, Speech, SpiritLM, Text
+from spiritrt.evaluation.context import fitting, left_out_note
 from spiritrt.evaluation.likelihood import Scorer
 from spiritrt.evaluation.recognition import ErrorRates, Recognizer
 from spiritrt.evaluation.report import Metric, Report, mean_metric, progress
 from spiritrt.evaluation.speech_sets import Spoken, choose, read_labelled, read_librispeech
-from spiritrt.generate import LABEL_FLAG
+from spiritrt.generate import ASR_CLOSE, ASR_OPEN, LABEL_FLAG, TTS_FLAG
+from spiritrt.tokens.units import merge
+from spiritrt.tokens.vocabulary import format_speech
 
 PAUSE_S = 0.2
+ASR_TOKENS, TTS_TOKENS = 100, 300  # most new tokens
 
 
 def default_shots(lm: SpiritLM, wanted: int | None, paper: int) -> int:
@@ -31,23 +37,41 @@ def default_shots(lm: SpiritLM, wanted: int | None, paper: int) -> int:
 
 
 def draw_shots(pool: Sequence[Spoken], asked: Spoken, count: int, seed: int) -> list[Spoken]:
-    """`count` examples for one utterance, a function of (seed, its id). Raises ValueError where there are too few."""
-    if not count:
-        return []
-    others = [item for item in pool if item.speaker != asked.speaker] or [i for i in pool if i.id != asked.id]
+    """`count` examples for one utterance, a function of (seed, its id), of a pool of at least as many."""
+    others = [item for item in pool if item.speaker != asked.speaker]
+    others = others if len(others) >= count else list(pool)
     shorter = sorted(others, key=lambda item: (len(item.text), item.id))[: max(count, len(others) // 2)]
-    if len(shorter) < count:
-        raise ValueError(
-            f"{count} shots were asked for and there are only {len(shorter)} other utterances; lower --shots"
-        )
     return random.Random(f"{seed}/{asked.id}").sample(shorter, count)
 
 
-def split_pool(utterances: Sequence[Spoken], limit: int | None, seed: int) -> tuple[list[Spoken], list[Spoken]]:
-    """What is asked about, and what shots are drawn from: all the rest, or everything where nothing is left."""
-    asked = choose(utterances, limit, seed)
-    names = {item.id for item in asked}
-    return asked, [item for item in utterances if item.id not in names] or list(utterances)
+def split_pool(
+    utterances: Sequence[Spoken], limit: int | None, count: int, seed: int, spread: Callable[[Spoken], str]
+) -> tuple[list[Spoken], list[Spoken]]:
+    """What is asked about, and what `count` shots a prompt are drawn from; the two share nothing.
+
+    The seed holds out a quarter of all, but at least `count` and at most four times as many, evenly over the groups of
+    `spread`; the limit does not change which. Nothing is held out for no shots. Raises ValueError where nothing is left
+    to ask about.
+    """
+    if not count:
+        return choose(utterances, limit, seed), []
+    if count >= len(utterances):
+        raise ValueError(f"{count} shots were asked for and there are only {len(utterances)} recordings; lower --shots")
+    groups: dict[str, list[Spoken]] = {}
+    for item in random.Random(f"{seed}/shots").sample(utterances, len(utterances)):
+        groups.setdefault(spread(item), []).append(item)
+    rounds = [item for members in zip_longest(*groups.values()) for item in members if item is not None]
+    pool = rounds[: max(count, min(4 * count, len(utterances) // 4))]
+    held_out = {item.id for item in pool}
+    return choose([item for item in utterances if item.id not in held_out], limit, seed), pool
+
+
+def _speaker(item: Spoken) -> str:
+    return item.speaker
+
+
+def _label(item: Spoken) -> str:
+    return item.text
 
 
 def by_speaker(rows: Sequence[tuple[str, str, str]]) -> dict[str, Metric]:
@@ -63,20 +87,41 @@ def asr(
 ) -> Report:
     """Word error rate of `transcribe`, greedy; 10 shots by default."""
     count = default_shots(lm, shots, 10)
-    asked, pool = split_pool(read_librispeech(data), limit, seed)
+    asked, pool = split_pool(read_librispeech(data), limit, count, seed, _speaker)
     scorer, errors = Scorer(lm), ErrorRates()
     lines: list[dict[str, object]] = []
     rows = []
+    left_out: list[int] = []
     for item in progress(asked, "asr"):
+        speech = scorer.speech(item.audio)
         examples = [(scorer.speech(shot.audio), shot.text) for shot in draw_shots(pool, item, count, seed)]
-        heard = lm.transcribe(scorer.speech(item.audio), examples, GREEDY)
+        kept = fitting(lm, partial(_asr_prompt, lm, examples, speech), count, ASR_TOKENS, str(item.audio))
+        left_out.append(count - kept)
+        heard = lm.transcribe(speech, examples[count - kept :], GREEDY, max_new_tokens=ASR_TOKENS)
         wer = errors.add(item.text, heard)
         rows.append((item.speaker, item.text, heard))
         lines.append({"id": item.id, "text": item.text, "heard": heard, "wer": round(wer, 4)})
     parts = {"words": errors.wer(), "characters": errors.cer()} | (by_speaker(rows) if speakers else {})
-    return Report(
-        "asr", model, errors.wer(), parts, {"data": str(data), "shots": count, "seed": seed}, (), tuple(lines)
-    )
+    settings: dict[str, str | int | float | bool] = {
+        "data": str(data), "shots": count, "held_out": len(pool), "seed": seed, "max_new_tokens": ASR_TOKENS
+    }  # fmt: skip
+    return Report("asr", model, errors.wer(), parts, settings, left_out_note(left_out, count), tuple(lines))
+
+
+def _asr_prompt(lm: SpiritLM, examples: Sequence[tuple[Speech, str]], speech: Speech, kept: int) -> str:
+    """What `transcribe` goes on from with the last `kept` examples."""
+    items: list[Text | Speech] = []
+    for example, words in examples[len(examples) - kept :]:
+        items += [example, Text(f"{ASR_OPEN}{words}{ASR_CLOSE}")]
+    return lm.prompt_string([*items, speech, Text(ASR_OPEN)], output="text")
+
+
+def tts_sampling(lm: SpiritLM, seed: int) -> Sampling:
+    """0.8 and top-p 0.95, as in the published examples; 0.6 and 0.9 for a model that knows the forms (nano).
+
+    The figures of models/nano/README.md were measured with the latter.
+    """
+    return Sampling(0.6, 0.9, seed=seed) if lm.family.checkpoint.reply == "chain" else Sampling(0.8, 0.95, seed=seed)
 
 
 def tts(
@@ -92,39 +137,64 @@ def tts(
 ) -> Report:
     """Word and character error rate of `speak`, heard by the judge; 10 shots by default, which end in "stop".
 
-    `stop_word` is a recording of the spoken word "stop". Sampling as the paper's examples (0.6, top-p 0.9) by the seed.
-    Raises ValueError where shots are wanted without it.
+    `stop_word` is a recording of the spoken word "stop". Sampling is that of `tts_sampling`, by the seed. Raises
+    ValueError where shots are wanted without a stop word, or a stop word is given and no shots.
     """
     count = default_shots(lm, shots, 10)
     if count and stop_word is None:
         raise ValueError("shots of tts end in the spoken word: give --stop-word FILE, a recording of it, or --shots 0")
-    asked, pool = split_pool(read_librispeech(data), limit, seed)
+    if stop_word is not None and not count:
+        raise ValueError("--stop-word ends the shots of tts, and there are none: give --shots N as well")
+    asked, pool = split_pool(read_librispeech(data), limit, count, seed, _speaker)
     stop = None if stop_word is None else spiritrt.audio.load(stop_word)
     errors = ErrorRates()
     lines: list[dict[str, object]] = []
+    ending: dict[str, Speech] = {}
+    left_out: list[int] = []
     silent = 0
     for number, item in enumerate(progress(asked, "tts")):
-        examples = [(shot.text, _ending(shot.audio, stop)) for shot in draw_shots(pool, item, count, seed)]
-        made = lm.speak(item.text, examples, Sampling(0.6, 0.9, seed=seed + number))
+        drawn = draw_shots(pool, item, count, seed)
+        for shot in drawn:
+            if shot.id not in ending:
+                ending[shot.id] = _ending(lm, shot.audio, stop)
+        examples = [(shot.text, ending[shot.id]) for shot in drawn]
+        kept = fitting(lm, partial(_tts_prompt, lm, examples, item.text), count, TTS_TOKENS, f"the text of {item.id}")
+        left_out.append(count - kept)
+        made = lm.speak(item.text, examples[count - kept :], tts_sampling(lm, seed + number), max_new_tokens=TTS_TOKENS)
         heard = recognizer(made.array) if len(made.array) else ""
         silent += not len(made.array)
-        if count:  # the spoken end flag is not part of the words
+        if kept:  # the spoken end flag is not part of the words
             heard = heard.rstrip(" .!?'\"").removesuffix("stop").removesuffix("Stop")
         wer = errors.add(item.text, heard)
         lines.append({"id": item.id, "text": item.text, "heard": heard, "wer": round(wer, 4)})
         if save_to is not None:
             spiritrt.audio.save(save_to / f"{item.id.replace('/', '-')}.wav", made.array)
     parts = {"words": errors.wer(), "characters": errors.cer()}
-    notes = (f"{silent} texts brought forth no speech and count as wholly wrong",) if silent else ()
-    settings: dict[str, str | int | float | bool] = {"data": str(data), "shots": count, "seed": seed}
+    notes: tuple[str, ...] = (f"{silent} texts brought forth no speech and count as wholly wrong",) if silent else ()
+    sampling = tts_sampling(lm, seed)
+    settings: dict[str, str | int | float | bool] = {
+        "data": str(data), "shots": count, "held_out": len(pool), "seed": seed,
+        "temperature": sampling.temperature, "top_p": sampling.top_p, "max_new_tokens": TTS_TOKENS,
+    }  # fmt: skip
+    notes += left_out_note(left_out, count)
     return Report("tts", model, errors.wer(), parts, settings, notes, tuple(lines))
 
 
-def _ending(path: Path, stop: np.ndarray | None) -> Speech:
+def _tts_prompt(lm: SpiritLM, examples: Sequence[tuple[str, Speech]], text: str, kept: int) -> str:
+    """What `speak` goes on from with the last `kept` examples."""
+    flag = TTS_FLAG if kept else ""
+    items: list[Text | Speech] = []
+    for words, example in examples[len(examples) - kept :]:
+        items += [Text(words + flag), example]
+    return lm.prompt_string([*items, Text(text + flag)], output="speech")
+
+
+def _ending(lm: SpiritLM, path: Path, stop: np.ndarray | None) -> Speech:
+    """The tokens of a recording that ends in the stop word."""
     assert stop is not None
-    sound = spiritrt.audio.load(path)
     gap = np.zeros(round(PAUSE_S * spiritrt.audio.RATE_HZ), np.float32)
-    return Speech(np.concatenate([sound, gap, stop]))
+    whole = np.concatenate([spiritrt.audio.load(path), gap, stop])
+    return Speech(tokens=format_speech(merge(lm.encode(whole, spiritrt.audio.RATE_HZ))))
 
 
 def intent(lm: SpiritLM, model: str, data: Path, limit: int | None, shots: int | None, seed: int) -> Report:
@@ -135,16 +205,18 @@ def intent(lm: SpiritLM, model: str, data: Path, limit: int | None, shots: int |
     count = default_shots(lm, shots, 30)
     utterances = read_labelled(data)
     labels = sorted({item.text for item in utterances})
-    asked, pool = split_pool(utterances, limit, seed)
+    room = 1 + max(len(label.encode()) for label in labels)  # a token has a byte at least
+    asked, pool = split_pool(utterances, limit, count, seed, _label)
     scorer = Scorer(lm)
     right: list[float] = []
     lines: list[dict[str, object]] = []
-    kept_least = count
+    left_out: list[int] = []
     for item in progress(asked, "intent"):
         examples = _even_shots(pool, item, labels, count, seed)
-        strings, kept = _label_prompt(scorer, examples, item, labels)
-        kept_least = min(kept_least, kept)
-        scores = [lm.logprobs(strings, label).sum for label in labels]
+        string = partial(_label_prompt, scorer, examples, item)
+        kept = fitting(lm, string, count, room, str(item.audio))
+        left_out.append(count - kept)
+        scores = [lm.logprobs(string(kept), label).sum for label in labels]
         guess = labels[max(range(len(labels)), key=lambda i: scores[i])]
         right.append(float(guess == item.text))
         lines.append({"id": item.id, "label": item.text, "guess": guess})
@@ -154,40 +226,28 @@ def intent(lm: SpiritLM, model: str, data: Path, limit: int | None, shots: int |
         for label in sorted({item.text for item in asked})
     }
     settings: dict[str, str | int | float | bool] = {
-        "data": str(data), "shots": count, "seed": seed, "labels": len(labels), "chance": round(1 / len(labels), 4),
+        "data": str(data), "shots": count, "held_out": len(pool), "seed": seed, "labels": len(labels),
+        "chance": round(1 / len(labels), 4),
     }  # fmt: skip
-    notes = (f"only {kept_least} of {count} shots fit into the context at times",) if kept_least < count else ()
-    return Report("intent", model, main, parts, settings, notes, tuple(lines))
+    return Report("intent", model, main, parts, settings, left_out_note(left_out, count), tuple(lines))
 
 
 def _even_shots(pool: Sequence[Spoken], asked: Spoken, labels: Sequence[str], count: int, seed: int) -> list[Spoken]:
     rng = random.Random(f"{seed}/{asked.id}")
-    groups = [[item for item in pool if item.text == label and item.id != asked.id] for label in labels]
+    groups = [[item for item in pool if item.text == label] for label in labels]
     for group in groups:
         rng.shuffle(group)
     drawn: list[Spoken] = []
     while len(drawn) < count and any(groups):
         drawn += [group.pop() for group in groups if group]
-    if len(drawn) < count:
-        raise ValueError(
-            f"{count} shots were asked for and there are only {len(drawn)} other recordings; lower --shots"
-        )
     drawn = drawn[:count]
     rng.shuffle(drawn)
     return drawn
 
 
-def _label_prompt(scorer: Scorer, examples: list[Spoken], item: Spoken, labels: Sequence[str]) -> tuple[str, int]:
-    """The prompt string up to the flag, with as many of the shots (from the last on) as fit, and how many those are."""
-    lm = scorer.lm
-    context = lm.family.lm_config.max_position_embeddings
-    longest = max(labels, key=len)
-    for kept in range(len(examples), -1, -1):
-        items: list[Text | Speech] = []
-        for shot in examples[len(examples) - kept :]:
-            items += [scorer.speech(shot.audio), Text(LABEL_FLAG + shot.text)]
-        items.append(scorer.speech(item.audio))
-        string = lm.prompt_string(items, output="text") + LABEL_FLAG
-        if len(lm.family.tokenizer.encode(string + longest)) + len(longest) < context:
-            return string, kept
-    raise ValueError(f"{item.audio} alone is longer than the context of {context} tokens")
+def _label_prompt(scorer: Scorer, examples: Sequence[Spoken], item: Spoken, kept: int) -> str:
+    """The prompt up to the flag before the label, with the last `kept` examples."""
+    items: list[Text | Speech] = []
+    for shot in examples[len(examples) - kept :]:
+        items += [scorer.speech(shot.audio), Text(LABEL_FLAG + shot.text)]
+    return scorer.lm.prompt_string([*items, scorer.speech(item.audio)], output="text") + LABEL_FLAG

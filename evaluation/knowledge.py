@@ -5,9 +5,11 @@ A folder with `dev/SUBJECT_dev.csv` and `test/SUBJECT_test.csv`: no header, ques
 
 import csv
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from spiritrt import Text
+from spiritrt.evaluation.context import fitting, left_out_note
 from spiritrt.evaluation.likelihood import Scorer
 from spiritrt.evaluation.report import Metric, Report, mean_metric, progress
 
@@ -47,14 +49,15 @@ def read_questions(path: Path) -> list[Question]:
 def mmlu(scorer: Scorer, model: str, data: Path, limit: int | None, shots: int = 5) -> Report:
     """Accuracy over all questions and by subject; `limit` is the most questions of a subject.
 
-    Shots that do not fit into the model's context are left out from the front; a note says in how many questions.
+    The shots are the first questions of `dev`. Those that do not fit into the model's context are left out from the
+    front; a note says in how many prompts.
     """
     subjects = sorted(path.name.removesuffix("_test.csv") for path in (data / "test").glob("*_test.csv"))
     if not subjects:
         raise FileNotFoundError(f"no test/SUBJECT_test.csv in {data}")
     figures: dict[str, Metric] = {}
     lines: list[dict[str, object]] = []
-    shortened = 0
+    left_out: list[int] = []
     for subject in progress(subjects, "mmlu"):
         examples = []
         if shots:
@@ -64,8 +67,9 @@ def mmlu(scorer: Scorer, model: str, data: Path, limit: int | None, shots: int =
             examples = read_questions(dev)[:shots]
         right = []
         for question in read_questions(data / "test" / f"{subject}_test.csv")[:limit]:
-            kept = _fitting(scorer, subject, examples, question)
-            shortened += kept < len(examples)
+            string = partial(_answered, subject, examples, question)
+            kept = fitting(scorer.lm, string, len(examples), 1, f"{subject}: {question.text[:60]!r}")
+            left_out.append(len(examples) - kept)
             prompt = _prompt(subject, examples[len(examples) - kept :], question)
             scores = scorer.score([Text(prompt)], [Text(f" {letter}") for letter in LETTERS])
             guess = LETTERS[max(range(4), key=lambda i: scores[i].sum)]
@@ -73,7 +77,7 @@ def mmlu(scorer: Scorer, model: str, data: Path, limit: int | None, shots: int =
             lines.append({"subject": subject, "question": question.text, "answer": question.answer, "guess": guess})
         figures[subject] = mean_metric("accuracy", right)
     main = mean_metric("accuracy", [float(line["answer"] == line["guess"]) for line in lines])
-    notes = (f"{shortened} questions had fewer than {shots} shots: the context was full",) if shortened else ()
+    notes = left_out_note(left_out, shots)
     return Report("mmlu", model, main, figures, {"data": str(data), "shots": shots}, notes, tuple(lines))
 
 
@@ -86,12 +90,6 @@ def _prompt(subject: str, examples: list[Question], question: Question) -> str:
     )
 
 
-def _fitting(scorer: Scorer, subject: str, examples: list[Question], question: Question) -> int:
-    """How many of the examples, from the last on, fit into the context with the question and its answer."""
-    family = scorer.lm.family
-    context = family.lm_config.max_position_embeddings
-    for kept in range(len(examples), -1, -1):
-        prompt = _prompt(subject, examples[len(examples) - kept :], question)
-        if len(family.tokenizer.encode(f"[Text]{prompt} A")) + 1 < context:
-            return kept
-    raise ValueError(f"a question of {subject} is longer than the context of {context} tokens: {question.text[:60]!r}")
+def _answered(subject: str, examples: list[Question], question: Question, kept: int) -> str:
+    """The prompt string with the last `kept` examples and an answer."""
+    return f"[Text]{_prompt(subject, examples[len(examples) - kept :], question)} A"

@@ -97,8 +97,10 @@ def resynthesis(
 ) -> Report:
     """Word error rate of resynthesis from frames (the main figure) and the rest, also by group of voices, or by voice.
 
-    Voices that the vocoder names are spoken by themselves, all others by the default speaker.
+    Voices that the vocoder names are spoken by themselves, all others by the default speaker. Raises ImportError where
+    the pitch tracker is not installed, before anything is judged.
     """
+    tracker = lm.family.pitch_tracker
     named = lm.family.checkpoint.part("vocoder").config.get("speakers")
     voices = [str(name) for name in named] if isinstance(named, list) else []
     utterances = choose(read_librispeech(data), limit, seed)
@@ -129,16 +131,17 @@ def resynthesis(
                 scores[kind].append(predict(samples))
             if save_to is not None:
                 spiritrt.audio.save(save_to / f"{item.id.replace('/', '-')}_{kind}.wav", samples)
-        pitch_errors.append(f0_frame_errors(sound, made["frames"], lm.family.pitch_tracker))
+        pitch_errors.append(f0_frame_errors(sound, made["frames"], tracker))
         if lm.family.expressive:
             again = lm.encode(made["frames"]).style or ()
             pairs = list(zip(units.style or (), again, strict=False))
             style_right.append((sum(a == b for a, b in pairs), len(pairs)))
         lines.append(line)
-    main = errors["frames"].wer()
-    difference = main.value - errors["recording"].rate
+    frames, recording = errors["frames"], errors["recording"]
+    # of the same words, so that what the judge mishears in both has no part in the spread
+    more = [a - b for a, b in zip(frames.word_errors, recording.word_errors, strict=True)]
     parts: dict[str, Metric] = {kind: rates.wer() for kind, rates in errors.items()}
-    parts["frames less recording"] = Metric("wer_difference", difference, main.count, main.spread)
+    parts["frames less recording"] = rate_metric("wer_difference", more, frames.words)
     parts |= {name: rates.wer() for name, rates in sorted(groups.items())} if len(groups) > len(KINDS) else {}
     parts["f0"] = rate_metric(
         "f0_frame_error", [wrong for wrong, _ in pitch_errors], [frames for _, frames in pitch_errors]
@@ -149,4 +152,4 @@ def resynthesis(
         )
     parts |= {f"{kind}, mos": mean_metric("mos", values) for kind, values in scores.items() if values}
     notes = () if predict else ("no predicted MOS: pip install --no-deps distillmos==0.9.1 xls-r-sqa==0.1.0",)
-    return Report("resynthesis", model, main, parts, {"data": str(data), "seed": seed}, notes, tuple(lines))
+    return Report("resynthesis", model, frames.wer(), parts, {"data": str(data), "seed": seed}, notes, tuple(lines))

@@ -1,13 +1,14 @@
 """SALMon's pairs from a few recordings: joins of voices and styles, and backgrounds and rooms that change half-way.
 
 From the records of `make_sets` (one text in several voices and styles, `cut_s` between two words) by a seed: of a pair,
-the right recording keeps what the wrong one changes in the middle, with the same words. `bg_alignment` needs sounds
-that belong to what is said, which are not made here.
+the right recording keeps what the wrong one changes in the middle, with the same words. `bg_alignment` is speech of any
+of the small sets in front of a sound that its words name (`sounds.py`), or of another.
 """
 
 import json
 import random
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,18 @@ import soundfile
 from numpy.typing import NDArray
 
 from spiritrt import audio
+from spiritrt.evaluation.sounds import sound
+from spiritrt.evaluation.speech_sets import read_labelled, read_librispeech, read_questions
 
 RATE_HZ = audio.RATE_HZ
 Floats = NDArray[np.float32]
 SNR_DB = 10.0
 STYLE_OF = {"positive": "lively", "negative": "subdued"}
+# the sound that a word names; "timers" is a label of commands
+SOUND_OF = {
+    "train": "train", "music": "music", "alarm": "alarm", "wake": "alarm", "timers": "alarm", "telephone": "telephone",
+    "sea": "waves", "bird": "bird", "horse": "horse", "dog": "dog",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,22 @@ def read_lines(folder: Path) -> list[Line]:
         )
         for entry in map(json.loads, path.read_text(encoding="utf-8").splitlines())
     ]  # fmt: skip
+
+
+def read_named(sets: Path) -> dict[str, list[Path]]:
+    """Recordings below the small sets by the sound that their words, or their label, name; those that name two are left
+    out."""
+    utterances = read_librispeech(sets / "utterances") + read_labelled(sets / "intent")
+    spoken = {item.audio.resolve(): item.text for item in utterances}
+    spoken |= {item.audio.resolve(): item.text for item in read_questions(sets / "questions")}
+    for entry in map(json.loads, (sets / "moods" / "records.jsonl").read_text(encoding="utf-8").splitlines()):
+        spoken[(sets / "moods" / entry["wav_path"]).resolve()] = entry["text"]
+    named: dict[str, list[Path]] = {}
+    for path, text in sorted(spoken.items()):
+        names = {SOUND_OF[word] for word in re.findall("[a-z]+", text.lower()) if word in SOUND_OF}
+        if len(names) == 1:
+            named.setdefault(names.pop(), []).append(path)
+    return named
 
 
 def convolve(samples: NDArray, response: NDArray) -> NDArray:
@@ -138,6 +162,18 @@ def _rooms(lines: Sequence[Line], rng: random.Random) -> tuple[Floats, Floats]:
     return one, np.concatenate([one[: line.cut], other[line.cut :]])
 
 
+def make_named_pair(named: Mapping[str, Sequence[Path]], rng: random.Random) -> tuple[Floats, Floats]:
+    """Speech in front of the sound that its words name, and in front of another.
+
+    The sounds are drawn before the speech, each as often right as wrong: which sound is likelier in itself decides
+    nothing on average.
+    """
+    right, wrong = rng.sample(sorted(named), 2)
+    samples, noises = audio.load(rng.choice(named[right])), np.random.default_rng(rng.getrandbits(32))
+    first, second = (in_front_of(samples, sound(name, len(samples), noises)) for name in (right, wrong))
+    return first, second
+
+
 def make_pair(part: str, lines: Sequence[Line], rng: random.Random) -> tuple[Floats, Floats]:
     """The right and the wrong recording of one sample of a part. Raises ValueError for a part not made here."""
     if part == "speaker_consistency":
@@ -163,14 +199,22 @@ MADE_PARTS = (
 )  # fmt: skip
 
 
-def make_salmon(records: Path, out: Path, samples: int, seed: int, parts: Sequence[str] = MADE_PARTS) -> None:
-    """Write `samples` pairs of each part in SALMon's layout: `PART/sample_N_0.wav` (right) and `sample_N_1.wav`."""
+def make_salmon(records: Path, out: Path, samples: int, seed: int, parts: Sequence[str] | None = None) -> None:
+    """Write `samples` pairs of each part in SALMon's layout: `PART/sample_N_0.wav` (right) and `sample_N_1.wav`.
+
+    By default those of MADE_PARTS, and `bg_alignment` where the other small sets lie beside the records.
+    """
     lines = read_lines(records)
+    sets = records.parent
+    if parts is None:
+        parts = (*MADE_PARTS, *(["bg_alignment"] if (sets / "utterances").is_dir() else []))
+    named = read_named(sets) if "bg_alignment" in parts else {}
     for part in parts:
         (out / part).mkdir(parents=True, exist_ok=True)
         for number in range(samples):
-            pair = make_pair(part, lines, random.Random(f"{seed}/{part}/{number}"))
-            for place, sound in enumerate(pair):
-                peak = max(1e-6, float(np.abs(sound).max()))
+            rng = random.Random(f"{seed}/{part}/{number}")
+            pair = make_named_pair(named, rng) if part == "bg_alignment" else make_pair(part, lines, rng)
+            for place, samples_made in enumerate(pair):
+                peak = max(1e-6, float(np.abs(samples_made).max()))
                 path = out / part / f"sample_{number}_{place}.wav"
-                soundfile.write(path, 0.7 * sound / peak, RATE_HZ)
+                soundfile.write(path, 0.7 * samples_made / peak, RATE_HZ)

@@ -46,8 +46,12 @@ def read_librispeech(folder: Path) -> list[Spoken]:
 
 
 def read_labelled(folder: Path) -> list[Spoken]:
-    """Recordings of a folder that has a folder a label. Raises FileNotFoundError for fewer than two labels."""
-    labels = sorted(place for place in folder.iterdir() if place.is_dir()) if folder.is_dir() else []
+    """Recordings of a folder that has a folder a label. Raises FileNotFoundError for fewer than two labels.
+
+    Folders whose names begin with `_` or `.` are no labels (`_background_noise_` of Speech Commands).
+    """
+    places = sorted(place for place in folder.iterdir() if place.is_dir()) if folder.is_dir() else []
+    labels = [place for place in places if not place.name.startswith(("_", "."))]
     spoken = [
         Spoken(f"{label.name}/{sound.stem}", sound, label.name, sound.stem.partition("-")[0])
         for label in labels

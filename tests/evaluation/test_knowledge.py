@@ -36,7 +36,7 @@ def test_the_prompt_and_the_likeliest_letter(base_lm, tmp_path: Path):
 def test_with_a_model_and_a_short_context(stuck_lm, tmp_path: Path):
     """Context 64: not one shot fits; all tokens are equally likely, so that the first letter is taken."""
     report = mmlu(Scorer(stuck_lm), "m", school(tmp_path, questions=2), None)
-    assert report.notes == ("2 questions had fewer than 5 shots: the context was full",)
+    assert report.notes == ("2 of 2 prompts lack up to 5 of 5 shots: the context was full",)
     assert {line["guess"] for line in report.lines} == {"A"}
 
 

@@ -10,6 +10,7 @@ from stand_ins import Judge, needs_fcpe, tone
 
 from spiritrt.evaluation import resynthesis as resynthesis_module
 from spiritrt.evaluation.resynthesis import f0_frame_errors, mos_predictor, resynthesis
+from spiritrt.models.family import Family
 from spiritrt.models.pitch import PitchTrack
 
 
@@ -45,6 +46,33 @@ def test_expressive_reports_style_and_pitch(expressive_lm, tmp_path: Path):
     assert report.parts["style"].name == "style_accuracy" and report.parts["f0"].name == "f0_frame_error"
     assert len(list((tmp_path / "made").glob("*.wav"))) == 6
     assert len(judge.heard[1]) == pytest.approx(1.1 * 16000, abs=640)
+
+
+@needs_fcpe
+def test_the_difference_is_spread_as_pairs_are(base_lm, librispeech: Path):
+    """Two recordings of five are misheard, and so is their resynthesis; of one, the resynthesis alone."""
+    pytest.importorskip("jiwer")
+    for table in librispeech.rglob("*.trans.txt"):
+        names = [line.split()[0] for line in table.read_text().splitlines()]
+        table.write_text("".join(f"{name} GOOD\n" for name in names))
+    heard = [("bad", "bad", "bad")] * 2 + [("good", "good", "good")] * 2 + [("good", "bad", "bad")]
+    report = resynthesis(base_lm, "m", librispeech, None, 0, Judge([text for item in heard for text in item]))
+    assert report.main.value == 0.6 and report.parts["recording"].value == pytest.approx(0.4)
+    more = report.parts["frames less recording"]
+    assert more.name == "wer_difference" and more.value == pytest.approx(0.2) and more.count == 5
+    # one item of five differs: sqrt(0.2 * 0.8 / 5), by bootstrap
+    assert more.spread == pytest.approx((0.2 * 0.8 / 5) ** 0.5, rel=0.1) and more.spread < report.main.spread
+
+
+def test_a_missing_pitch_tracker_is_said_before_anything_is_judged(base_lm, librispeech: Path, monkeypatch):
+    def missing(self):
+        raise ImportError("FcpeTracker needs torchfcpe")
+
+    monkeypatch.setattr(Family, "pitch_tracker", property(missing))
+    judge = Judge(["good"])
+    with pytest.raises(ImportError, match="torchfcpe"):
+        resynthesis(base_lm, "m", librispeech, 1, 0, judge)
+    assert not judge.heard
 
 
 @needs_fcpe

@@ -27,6 +27,8 @@ def test_a_folder_a_label(tmp_path: Path):
         read_labelled(tmp_path)
     tone(tmp_path / "music" / "b-1.wav")
     (tmp_path / "music" / "notes.txt").write_text("not a sound")
+    for place in ("_background_noise_", ".cache"):
+        tone(tmp_path / place / "c-1.wav")
     assert [(item.id, item.text, item.speaker) for item in read_labelled(tmp_path)] == [
         ("lights/a-1", "lights", "a"), ("music/b-1", "music", "b"),
     ]  # fmt: skip
