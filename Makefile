@@ -63,7 +63,7 @@ test-native: $(SETUP)
 # nano again, from nothing: see models/nano/README.md for the hours. Every step resumes where it was stopped.
 NANO ?= build/nano
 CORPUS ?= $(if $(wildcard ../shared/corpus/manifest.jsonl),../shared/corpus,$(NANO)/corpus)
-# a folder of more speech without labels, such as `python -m spiritrt.training.corpora.flite` makes
+# a folder of more speech whose labels are left aside, such as `python -m spiritrt.training.corpora.flite` makes
 UNLABELLED ?=
 ENCODER_MINUTES ?= 60
 VOCODER_MINUTES ?= 60

@@ -16,6 +16,12 @@ def finetune(
     minutes: Annotated[float, typer.Option(help="Stop after so long; the same command goes on.")] = 60.0,
     rank: Annotated[int, typer.Option(help="Of the change of each matrix.", min=1)] = 16,
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-4,
+    text_words: Annotated[
+        tuple[int, int], typer.Option(help="interleaved: least and most words of a text span (paper: 10 30).")
+    ] = (3, 10),
+    speech_words: Annotated[
+        tuple[int, int], typer.Option(help="interleaved: the same of a speech span (paper: 5 15).")
+    ] = (3, 8),
     context: Annotated[int, typer.Option(help="Most tokens of a document.")] = 1024,
     batch_tokens: Annotated[int, typer.Option(help="Tokens of a step.")] = 4096,
     seed: Annotated[int, typer.Option(help="Of the data and the adapters.")] = 0,
@@ -28,10 +34,11 @@ def finetune(
     """
     from spiritrt.training.finetune import FinetunePlan
     from spiritrt.training.finetune import finetune as train
+    from spiritrt.training.interleave import SpanPlan
 
     plan = FinetunePlan(
         task=task, rank=rank, alpha=2 * rank, rate=rate, steps=steps, batch_tokens=batch_tokens, context=context,
-        seed=seed,
+        spans=SpanPlan(text_words, speech_words), seed=seed,
     )  # fmt: skip
     losses = train(model, shards, out, plan, minutes, device)
     result = {"out": str(out), "steps": len(losses), "first_loss": losses[:1], "last_loss": losses[-1:]}

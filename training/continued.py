@@ -1,8 +1,9 @@
-"""A Spirit LM to be trained, from any Hugging Face Llama folder: its weights with new rows for the speech tokens.
+"""A Spirit LM to be trained, from a Hugging Face Llama folder: its weights with new rows for the speech tokens.
 
     python -m spiritrt.training.continued --llama LLAMA --speech nano --out build/mine
 
-The folder needs `config.json`, `tokenizer.model` (SentencePiece) and weights (safetensors or .bin, whole or in shards).
+The folder needs `config.json`, `tokenizer.model` (SentencePiece) and weights (safetensors or .bin, whole or in shards):
+Llama 1 and 2, Code Llama, TinyLlama, OpenLLaMA. Llama 3's tokenizer is not SentencePiece's, and is refused.
 Text ids stay as they are; `[Text]`, `[Speech]`, `[Hu0]` ... follow from `vocab_size` of the tokenizer on, and rows are
 padded to a multiple of 64. New rows are drawn at random with the mean and the deviation of the old ones. The result is
 a family in our own layout (speech parts copied from `--speech`), which `spiritrt.training.lm --shards` trains on.
@@ -25,6 +26,7 @@ from spiritrt.tokens.vocabulary import Vocabulary
 
 MULTIPLE = 64
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+SUPPORTED = "supported are Llamas with a SentencePiece tokenizer.model: Llama 1 and 2, Code Llama, TinyLlama, OpenLLaMA"
 
 
 def vocabulary_after(text_size: int, expressive: bool) -> Vocabulary:
@@ -64,18 +66,18 @@ def continue_from(
     """Write the family; returns its vocabulary.
 
     `expressive` is by default whether `speech` has a pitch part. `theta` changes RoPE's base (the paper: 100,000).
-    Raises ValueError for a folder that is not a Llama's, or an `out` that holds a model already.
+    Raises ValueError for a folder that is not a Llama's, a tokenizer that is not SentencePiece's (Llama 3), or an `out`
+    that holds a model already.
     """
     if (out / "spiritrt.json").is_file():
         raise ValueError(f"{out} holds a model already; choose another --out")
-    for name in ("config.json", "tokenizer.model"):
-        if not (llama / name).is_file():
-            raise ValueError(f"no {name} in {llama}: give a Hugging Face Llama folder with a SentencePiece tokenizer")
+    if not (llama / "config.json").is_file():
+        raise ValueError(f"no config.json in {llama}: give a Hugging Face Llama folder")
     config = json.loads((llama / "config.json").read_text(encoding="utf-8"))
     LlamaConfig.from_official(config)
+    pieces = read_pieces(llama)
     source = find(speech)
     expressive = "pitch" in source.parts if expressive is None else expressive
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(llama / "tokenizer.model"))
     vocabulary = vocabulary_after(pieces.get_piece_size(), expressive)
     tensors = Part("lm", config, weight_files(llama)).load()
     if EMBEDDING not in tensors:
@@ -95,6 +97,20 @@ def continue_from(
     shutil.copy(llama / "tokenizer.model", out / "tokenizer.model")
     (out / "tokenizer_config.json").write_text(json.dumps(added_tokens(vocabulary), indent=1), encoding="utf-8")
     return vocabulary
+
+
+def read_pieces(folder: Path) -> sentencepiece.SentencePieceProcessor:
+    """The SentencePiece tokenizer of a Llama folder. Raises ValueError where there is none, as in Llama 3's."""
+    file = folder / "tokenizer.model"
+    if not file.is_file():
+        other = (
+            " (its tokenizer.json is of another kind, as Llama 3's)" if (folder / "tokenizer.json").is_file() else ""
+        )
+        raise ValueError(f"no tokenizer.model in {folder}{other}: {SUPPORTED}")
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(file))
+    except RuntimeError as error:  # Llama 3's `original/tokenizer.model` is tiktoken's
+        raise ValueError(f"{file} is not SentencePiece's, as Llama 3's is not: {SUPPORTED}") from error
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:

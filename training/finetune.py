@@ -6,16 +6,21 @@ Tasks are the forms that the model is asked in (spec, section 7):
     tts           [Text]words[Speech]units</s>, the loss on the units alone
     interleaved   words now as text, now as speech, the loss on everything
 
+Spans of the interleaved documents are 3-10 words of text and 3-8 of speech by default, for lines as short as nano's;
+the paper's are 10-30 and 5-15, within which a line of eight words hardly ever changes its modality.
+
 Data are shards of the model's own tokenizers (`spiritrt.training.shards`). The rank-limited change is trained, then
 added to the weights: the result loads like any family. `adapter.safetensors` keeps the change by itself.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +37,7 @@ from spiritrt.tokens.text import Tokenizer
 from spiritrt.training.batches import BatchStream
 from spiritrt.training.checkpoint import Budget, Schedule, load_checkpoint, save_checkpoint, set_lr
 from spiritrt.training.interleave import Segment, SpanPlan, draw_spans, encode, rng_of
-from spiritrt.training.lm import loss_of
+from spiritrt.training.lm import digest_of, loss_of
 from spiritrt.training.shard_documents import FamilyEncoder
 from spiritrt.training.shards import Shard, Tokenized, tokenizer_versions
 
@@ -41,7 +46,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @dataclass(frozen=True, slots=True)
 class FinetunePlan:
-    """How to fine-tune; `rank` and `alpha` are LoRA's (Hu et al. 2021)."""
+    """How to fine-tune; `rank` and `alpha` are LoRA's (Hu et al. 2021), `spans` those of the interleaved documents."""
 
     task: str = "asr"
     rank: int = 16
@@ -51,7 +56,7 @@ class FinetunePlan:
     batch_tokens: int = 4096
     context: int = 1024
     warmup_steps: int = 20
-    spans: SpanPlan = SpanPlan()  # noqa: RUF009 (frozen)
+    spans: SpanPlan = SpanPlan(text_words=(3, 10), speech_words=(3, 8))  # noqa: RUF009 (frozen)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -148,13 +153,54 @@ def merged(model: Llama) -> dict[str, Tensor]:
     }
 
 
+def origin(
+    config: Mapping[str, object], weights: Mapping[str, Tensor], shards: Sequence[Path], plan: FinetunePlan
+) -> dict[str, object]:
+    """What a run is made of and a resumed one may not change; the rate, the steps and the minutes may.
+
+    `model` is a hash of the base model's configuration and weights, each of the `shards` its folder's name with a hash
+    of its header and of where its lines and words lie.
+    """
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode() + digest_of(weights).encode())
+    return {
+        "model": digest.hexdigest()[:12], "shards": [_shard_version(folder) for folder in shards], "task": plan.task,
+        "rank": plan.rank, "alpha": plan.alpha, "text_words": list(plan.spans.text_words),
+        "speech_words": list(plan.spans.speech_words), "context": plan.context, "batch_tokens": plan.batch_tokens,
+        "seed": plan.seed,
+    }  # fmt: skip
+
+
+def _shard_version(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in ("shard.json", "line_offsets.npy", "word_offsets.npy", "words.npy"):
+        digest.update((folder / name).read_bytes())
+    return f"{folder.resolve().name} ({digest.hexdigest()[:12]})"
+
+
+def check_origin(file: Path, stored: object, wanted: Mapping[str, object]) -> None:
+    """Raises ValueError naming what differs, where the state in `file` is not of the run that is `wanted`."""
+    if not isinstance(stored, dict):
+        raise ValueError(f"{file} does not say what it was made of: choose another --out")
+    differing = [
+        f"{name} {_listed(stored.get(name))}, not {_listed(value)}"
+        for name, value in wanted.items()
+        if stored.get(name) != value
+    ]
+    if differing:
+        raise ValueError(f"{file} is of a run with {'; '.join(differing)}: choose another --out, or the same settings")
+
+
+def _listed(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def finetune(
     model: str, shards: Sequence[Path], out: Path, plan: FinetunePlan, minutes: float, device: str = "cpu"
 ) -> list[float]:
     """Fine-tune a family on shards and write the result as the family `out`; returns the losses of this run.
 
     `out/finetune.ckpt` is the state: a run that was stopped goes on. Raises ValueError where the shards are of other
-    tokenizers, or `out` holds another model.
+    tokenizers, `out` holds another model, or its state is of another base model, task, rank or data.
     """
     source = find(model)
     config = source.part("lm").config
@@ -177,7 +223,9 @@ def finetune(
     stream = BatchStream(documents, plan.batch_tokens)
     done = 0
     adapters = {name: p for name, p in llama.named_parameters() if p.requires_grad}
+    made_of = origin(config, stored, shards, plan)
     if (state := load_checkpoint(state_file)) is not None:
+        check_origin(state_file, state.get("made_of"), made_of)
         done = int(state["step"])  # type: ignore[call-overload]
         stream.state = (int(state["epoch"]), int(state["group"]))  # type: ignore[call-overload]
         optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
@@ -191,7 +239,7 @@ def finetune(
         save_checkpoint(
             state_file, {
                 "step": done, "epoch": stream.epoch, "group": stream.group, "optimizer": optimizer.state_dict(),
-                "adapters": {name: p.detach().cpu() for name, p in adapters.items()},
+                "adapters": {name: p.detach().cpu() for name, p in adapters.items()}, "made_of": made_of,
             },
         )  # fmt: skip
 

@@ -247,7 +247,7 @@ class Trainer:
     def export(self, folder: Path, state: Path) -> None:
         """Write the `lm` part of a family, in bf16, and before it `state`, which must know what is written."""
         tensors = {name: tensor.to(torch.bfloat16) for name, tensor in self.model.state_dict().items()}
-        self.known = [self.known[0], digest_of(tensors)]
+        self.known = [self.known[0], self.known[-1], digest_of(tensors)]  # a kill may leave the one before
         self.save(state)
         save_part(folder, "lm", self.official, tensors, reply=self.reply)
 
@@ -330,6 +330,7 @@ def main() -> None:
         "--out", type=Path, default=Path("build/nano/model"), help="folder with the tokenizer; gets the lm part"
     )
     parser.add_argument("--export-minutes", type=float, default=10.0)
+    parser.add_argument("--save-minutes", type=float, default=4.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shards", type=Path, nargs="+", default=[], help="train on these, and go on from --out's lm")
     parser.add_argument("--text", type=Path, nargs="+", default=[], help="with --shards: files of text")
@@ -363,7 +364,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     if (args.work / "lm.pt").exists():
         trainer.load(args.work / "lm.pt")
-    run(trainer, args.work, args.out, args.export_minutes)
+    run(trainer, args.work, args.out, args.export_minutes, args.save_minutes)
 
 
 if __name__ == "__main__":

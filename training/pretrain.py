@@ -6,7 +6,8 @@
 AdamW at a constant rate after warm-up, as the paper trains. A step is `tokens_a_step` tokens in micro-batches of
 `tokens_a_batch`, dealt to the processes in turn, so that the losses do not depend on how many there are. Checkpoints
 are sharded (torch.distributed.checkpoint), hold everything, and may be resumed with another number of processes.
-SIGTERM ends at the next step with a checkpoint.
+Of many, each keeps its own rows alone, and cuts them from the memory-mapped weights. SIGTERM ends at the next step with
+a checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -37,6 +38,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
@@ -59,8 +61,8 @@ LATEST = "latest"
 class PretrainPlan:
     """A run, as its YAML file says it; paths are relative to where it is started.
 
-    `family` is trained in place: its `lm` part is read at the beginning and written at the end (and every
-    `export_minutes`). `minutes` 0 is no limit. `checkpoint_layers` trades time for memory (recomputed activations).
+    `family` is trained in place: its `lm` part is read at the beginning and written at the end and every
+    `export_minutes`. `minutes` 0 is no limit. `checkpoint_layers` trades time for memory (recomputed activations).
     """
 
     family: str
@@ -80,6 +82,7 @@ class PretrainPlan:
     steps: int = 1000
     minutes: float = 0.0
     save_minutes: float = 15.0
+    export_minutes: float = 30.0
     precision: str = "bf16"
     checkpoint_layers: bool = False
     seed: int = 0
@@ -92,8 +95,10 @@ class PretrainPlan:
                 f"tokens_a_batch ({self.tokens_a_batch}) must hold a context ({self.context}) and divide tokens_a_step "
                 f"({self.tokens_a_step})"
             )
-        if self.steps < 1 or self.rate <= 0 or self.minutes < 0 or not self.shards:
-            raise ValueError(f"steps and rate must be above 0, minutes not below, shards not empty: {self}")
+        if self.steps < 1 or self.rate <= 0 or not self.shards:
+            raise ValueError(f"steps and rate must be above 0, shards not empty: {self}")
+        if min(self.minutes, self.save_minutes, self.export_minutes) < 0:
+            raise ValueError(f"minutes, save_minutes and export_minutes must not be below 0: {self}")
 
     @classmethod
     def read(cls, path: Path) -> PretrainPlan:
@@ -166,29 +171,42 @@ class Pretraining:
         self.plan, self.place = plan, place
         part = find(plan.family).part("lm")
         self.config = dict(part.config)
-        model = Llama(LlamaConfig.from_official(self.config))
-        load_weights(model, part.load(), ignore=("*.rotary_emb.inv_freq",))
-        self.model = model.float().to(place.device)
-        reduced = PRECISIONS[plan.precision]
+        # of many, no device ever holds the whole model: memory comes with the rows
+        with torch.device("meta") if place.world > 1 else nullcontext():
+            self.model = Llama(LlamaConfig.from_official(self.config))
         if plan.checkpoint_layers:
             layers = self.model.model.layers
             for index in range(len(layers)):
                 layers[index] = RecomputedLayer(layers[index])
+        reduced = PRECISIONS[plan.precision]
         if place.world > 1:
             mesh = init_device_mesh(place.device.type, (place.world,))
             policy = MixedPrecisionPolicy(param_dtype=reduced, reduce_dtype=torch.float32)
             for layer in self.model.model.layers:
                 fully_shard(layer, mesh=mesh, mp_policy=policy)
             fully_shard(self.model, mesh=mesh, mp_policy=policy)
+            self.model.to_empty(device=place.device)
             self.autocast: AbstractContextManager[None] | torch.autocast = nullcontext()
         else:
+            self.model.to(place.device)
             self.autocast = torch.autocast(place.device.type, reduced, enabled=reduced != torch.float32)
+        self._load(part.load())
         decay = [p for p in self.model.parameters() if p.ndim > 1]
         plain = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": plan.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.95))
         self.stream = BatchStream(make_documents(plan), plan.tokens_a_batch, packed=True)
         self.steps_done = 0
+
+    def _load(self, stored: Mapping[str, Tensor]) -> None:
+        """Take the weights of a family; where they are sharded, this process's rows of them alone."""
+        expected = self.model.state_dict()
+        named = {_plain(name): name for name in expected}
+        given: dict[str, Tensor] = {}
+        for name, value in stored.items():
+            own = expected.get(named.get(name, name))
+            given[named.get(name, name)] = _own_rows(value, own) if isinstance(own, DTensor) else value
+        load_weights(self.model, given, ignore=("*.rotary_emb.inv_freq",))
 
     def step(self) -> float:
         """Train on the next `tokens_a_step` tokens; the mean loss of all processes' tokens, in nats."""
@@ -263,17 +281,36 @@ class Pretraining:
         whole = get_model_state_dict(self.model, options=options)
         if self.place.rank == 0:
             tensors = {
-                name.replace(".layer.", "."): value.to(torch.bfloat16)
-                for name, value in whole.items()
-                if isinstance(value, Tensor)
+                _plain(name): value.to(torch.bfloat16) for name, value in whole.items() if isinstance(value, Tensor)
             }
             save_part(find(self.plan.family).folder, "lm", self.config, tensors)
         if self.place.world > 1:
             dist.barrier()
 
 
+def _plain(name: str) -> str:
+    """A weight's name without the step through `RecomputedLayer`."""
+    return name.replace(".layer.", ".")
+
+
+def _own_rows(whole: Tensor, like: DTensor) -> DTensor:
+    """This process's rows of `whole`, which need not be in memory, sharded as `like` is: dimension 0 in even chunks."""
+    assert len(like.placements) == 1 and like.placements[0].is_shard(0), like.placements
+    chunks = whole.chunk(like.device_mesh.size())
+    rank = like.device_mesh.get_local_rank()
+    rows = chunks[rank] if rank < len(chunks) else whole[:0]
+    return DTensor.from_local(
+        rows.to(like.device), like.device_mesh, like.placements, run_check=False, shape=whole.shape,
+        stride=whole.stride(),
+    )  # fmt: skip
+
+
 def run(training: Pretraining, work: Path) -> Sequence[float]:
-    """Train until the steps or the minutes are over; returns the losses. `work/pretrain.log` has a JSON line a step."""
+    """Train until the steps or the minutes are over; returns the losses. `work/pretrain.log` has a JSON line a step.
+
+    The state is saved at the end and every `save_minutes`; the family gets the weights every `export_minutes`, and at
+    the end by `export`.
+    """
     plan, place = training.plan, training.place
     stopped: list[int] = []
 
@@ -281,7 +318,7 @@ def run(training: Pretraining, work: Path) -> Sequence[float]:
         stopped.append(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    began = saved = time.monotonic()
+    began = saved = exported = time.monotonic()
     losses = []
     bar = tqdm(
         total=plan.steps, initial=training.steps_done, desc="pretrain", file=sys.stderr, disable=place.rank > 0
@@ -298,12 +335,16 @@ def run(training: Pretraining, work: Path) -> Sequence[float]:
         now = time.monotonic()
         over = bool(stopped) or bool(plan.minutes and now - began > 60 * plan.minutes)
         due = now - saved > 60 * plan.save_minutes
-        over, due = _agreed(place, over), _agreed(place, due)
-        if due and not over:
-            training.save(work)
-            saved = now
+        stale = now - exported > 60 * plan.export_minutes
+        over, due, stale = (_agreed(place, here) for here in (over, due, stale))
         if over:
             break
+        if due:
+            training.save(work)
+            saved = now
+        if stale:
+            training.export()
+            exported = now
     bar.close()
     training.save(work)
     for number, handler in before.items():

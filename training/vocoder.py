@@ -254,8 +254,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     sound = AudioStore(args.sound or args.out)
     training = VocoderTraining(
-        steps=args.steps, gan_from=args.gan_from or args.steps, batch=args.batch, frames=args.frames, lr=args.lr, seed=args.seed,
-        speakers=speakers_of(sound, args.speakers),
+        steps=args.steps, gan_from=args.gan_from or args.steps, batch=args.batch, frames=args.frames, lr=args.lr,
+        seed=args.seed, speakers=speakers_of(sound, args.speakers),
     )  # fmt: skip
     with np.load(args.out / "targets.npz") as arrays:
         targets = {k.removesuffix("/units"): arrays[k].astype(np.int64) for k in arrays.files if k.endswith("/units")}

@@ -1,13 +1,24 @@
 """Forced alignment: the best path against all paths, and nano's encoder on a recording; curation of a folder."""
 
 import itertools
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
-from spiritrt.training.corpora.alignment import Aligner, Alignment, State, best_path, states_of
+from spiritrt.training.corpora.alignment import (
+    Aligner,
+    Alignment,
+    State,
+    best_path,
+    find_forced_align,
+    path_of_torchaudio,
+    states_of,
+)
 from spiritrt.training.corpora.curation import Filters, curate, read_source, reason_to_drop
 from spiritrt.training.corpora.manifest import Word, manifest_line, read_manifest
 from spiritrt.training.corpora.pronounce import find_lexicons
@@ -50,6 +61,62 @@ def test_too_few_frames():
         best_path(np.zeros((2, 2)), states)
 
 
+# two words of two phones, the second of one and the first of the other alike; column 2 is silence
+TWO_WORDS = [State(2, -1), State(0, 0), State(1, 0), State(2, -1), State(1, 1), State(3, 1), State(2, -1)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "path"),
+    [
+        ("__0011_13_", "0011223456"),
+        ("0_1_13", "112345"),  # silence within the first word counts to the phone before it
+        ("01_1_3", "123445"),  # and within the second
+        ("01__1333", "12334555"),
+    ],
+)
+def test_labels_of_torchaudio_become_states(labels: str, path: str):
+    log_probs = np.log(np.full((len(labels), 4), 0.25))
+
+    def forced_align(given: torch.Tensor, targets: torch.Tensor, blank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        assert given.shape == (1, len(labels), 4) and given.dtype == torch.float32
+        assert targets.tolist() == [[0, 1, 1, 3]] and blank == 2
+        return torch.tensor([[int(label.replace("_", "2")) for label in labels]]), given[..., 0]
+
+    assert path_of_torchaudio(forced_align, log_probs, TWO_WORDS, blank=2) == [int(state) for state in path]
+    with pytest.raises(ValueError, match="4 frames are too few for 4 phones, which need 5"):
+        path_of_torchaudio(forced_align, log_probs[:4], TWO_WORDS, blank=2)
+
+
+class Broken(types.ModuleType):
+    """torchaudio where the libraries that it was built for are missing."""
+
+    def __getattr__(self, name: str) -> object:
+        raise OSError("libcudart.so.13: cannot open shared object file")
+
+
+@pytest.mark.parametrize(("module", "reason"), [(None, "halted"), (Broken("torchaudio.functional"), "libcudart")])
+def test_torchaudio_is_taken_where_it_can_be(
+    monkeypatch: pytest.MonkeyPatch, module: types.ModuleType | None, reason: str
+):
+    monkeypatch.setitem(sys.modules, "torchaudio.functional", module)
+    assert find_forced_align("auto") is None and find_forced_align("own") is None
+    with pytest.raises(ValueError, match=f"{reason}.*take auto or own"):
+        find_forced_align("torchaudio")
+    with pytest.raises(ValueError, match="one of auto, own, torchaudio, got 'kaldi'"):
+        find_forced_align("kaldi")
+
+
+@needs_lexicon
+def test_torchaudio_finds_the_words_where_our_own_does():
+    if find_forced_align("auto") is None:
+        pytest.skip("torchaudio does not import here")
+    samples, _ = soundfile.read(QUESTION, dtype="float32")
+    own, other = (Aligner.load("nano", aligner=name).align(samples, ASKED) for name in ("own", "torchaudio"))
+    assert other.score == pytest.approx(own.score, abs=0.1)
+    for a, b in zip(own.words, other.words, strict=True):
+        assert a.word == b.word and abs(a.start_s - b.start_s) < 0.09 and abs(a.end_s - b.end_s) < 0.09
+
+
 @needs_lexicon
 def test_states_of_a_text():
     states, words = states_of("Go, dog!", ["SIL", "O", "d", "ɡ", "ɔ"])
@@ -66,7 +133,7 @@ def test_states_of_a_text():
 
 @pytest.fixture(scope="module")
 def aligner() -> Aligner:
-    return Aligner.load("nano")
+    return Aligner.load("nano", aligner="own")
 
 
 @needs_lexicon

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,19 @@ def test_the_forms_of_the_tasks(source: Path, task: str):
         assert string.count("[Text]") >= 1 and string.count("[Speech]") >= 1 and all(weights[1:])
 
 
+def test_documents_of_short_lines_change_their_modality(source: Path):
+    tokenizer = Tokenizer(source / "family", 1536)
+
+    def switching(**spans: SpanPlan) -> int:
+        plan = FinetunePlan(task="interleaved", context=256, batch_tokens=512, **spans)
+        documents = TaskDocuments([Shard(source / "shard")], tokenizer, plan)
+        strings = [tokenizer.decode(documents.document(0, index)[0]) for index in range(60)]
+        return sum("[Text]" in string and "[Speech]" in string for string in strings)
+
+    # lines of eight words: text of 3-10 and speech of 3-8 leave some for the other in 5 of 8 and 5 of 6
+    assert switching() > 30 > switching(spans=SpanPlan((10, 30), (5, 15)))
+
+
 def test_merging_changes_nothing_that_the_model_says(source: Path):
     torch.manual_seed(1)
     part = find(str(source / "family")).part("lm")
@@ -97,13 +111,43 @@ def test_a_stopped_run_goes_on_and_the_result_loads(source: Path, tmp_path: Path
         finetune(str(source / "family"), [source / "shard"], source / "family", PLAN, minutes=5)
 
 
+def test_a_state_of_another_run_is_refused(source: Path, tmp_path: Path):
+    family, shard, out = source / "family", source / "shard", tmp_path / "out"
+    finetune(str(family), [shard], out, PLAN, minutes=1e-9)
+    # another shard under the same name, and another base model of the same shape
+    (tmp_path / "other").mkdir()
+    make_shard(tmp_path / "other" / "shard", family, text="a longer text than that of the other")
+    shutil.copytree(family, tmp_path / "base")
+    part = find(str(family)).part("lm")
+    weights = {name: value + (name == "model.norm.weight") * 0.01 for name, value in part.load().items()}
+    save_part(tmp_path / "base", "lm", CONFIG, weights)
+    refused: list[tuple[Path, list[Path], FinetunePlan, str]] = [
+        (family, [shard], replace(PLAN, task="tts"), "task asr, not tts"),
+        (family, [shard], replace(PLAN, rank=4), "rank 2, not 4"),
+        (family, [shard], replace(PLAN, seed=1), "seed 0, not 1"),
+        (family, [shard], replace(PLAN, spans=SpanPlan()), "text_words 3 10, not 10 30; speech_words 3 8, not 5 15"),
+        (family, [tmp_path / "other" / "shard"], PLAN, r"shards shard \(\w+\), not shard \(\w+\):"),
+        (family, [shard, tmp_path / "other" / "shard"], PLAN, r"shards shard \(\w+\), not shard \(\w+\) shard"),
+        (tmp_path / "base", [shard], PLAN, r"model \w{12}, not \w{12}:"),
+    ]
+    for model, shards, plan, message in refused:
+        with pytest.raises(ValueError, match=message) as raised:
+            finetune(str(model), shards, out, plan, minutes=5)
+        assert str(out / "finetune.ckpt") in str(raised.value) and "choose another --out" in str(raised.value)
+    # what only says how long and how fast may change
+    assert len(finetune(str(family), [shard], out, replace(PLAN, steps=1, rate=1e-3), minutes=5)) == 1
+
+
 def test_the_command(source: Path, tmp_path: Path):
     arguments = ["finetune", str(source / "shard"), "--model", str(source / "family"), "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(
-        app, [*arguments, "--steps", "1", "--batch-tokens", "512", "--context", "256", "--json"]
-    )
+    arguments += ["--steps", "1", "--batch-tokens", "512", "--context", "256", "--json", "--task", "interleaved"]
+    result = CliRunner().invoke(app, [*arguments, "--text-words", "2", "3"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout.splitlines()[-1])["steps"] == 1
+    state = torch.load(tmp_path / "out" / "finetune.ckpt", weights_only=True)
+    assert state["made_of"]["text_words"] == [2, 3] and state["made_of"]["speech_words"] == [3, 8]
+    again = CliRunner().invoke(app, [*arguments, "--text-words", "2", "4"])
+    assert again.exit_code != 0 and "text_words 2 3, not 2 4" in str(again.exception or again.output)
 
 
 @pytest.mark.parametrize(

@@ -3,38 +3,31 @@
 import json
 import os
 import random
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
+from small_shards import CONFIG, make_shard
 
-from spiritrt.training.checkpoint import load_checkpoint, save_checkpoint
+from spiritrt.models.checkpoints import find, save_part
+from spiritrt.models.llama import Llama, LlamaConfig
+from spiritrt.training import lm
+from spiritrt.training.augment import Augmentation
+from spiritrt.training.checkpoint import Budget, load_checkpoint
+from spiritrt.training.corpora.manifest import AudioStore, Clip
+from spiritrt.training.encoder import N_UNITS, EncoderTrainer
+from spiritrt.training.encoder_data import EncoderData, EncoderTraining, Targets
+from spiritrt.training.loop import train
 from spiritrt.training.pitch import PitchData, PitchTrainer, PitchTraining
 
-STEPS = 25
-TRAINING = PitchTraining(steps=STEPS, batch=4, frames=64)
-
-
-def make_trainer() -> PitchTrainer:
-    rng = np.random.default_rng(0)
-    features = [np.stack([rng.normal(size=200) * 20, rng.random(200) > 0.3]).astype(np.float32) for _ in range(4)]
-    return PitchTrainer(PitchData(features, TRAINING), TRAINING)
-
-
-def train_on(folder: Path) -> None:
-    """What a run does: go on from the checkpoint, and save after every step."""
-    trainer = make_trainer()
-    state = load_checkpoint(folder / "state.ckpt")
-    if state is not None:
-        trainer.resume(state)
-    while trainer.step_index < STEPS:
-        loss = trainer.step()["loss"]
-        with (folder / "log").open("a") as log:
-            log.write(json.dumps([trainer.step_index, loss]) + "\n")
-        save_checkpoint(folder / "state.ckpt", trainer.state())
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -50,36 +43,135 @@ def in_child(work: Callable[[], None]) -> int:
         os._exit(status)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_killed_run_has_the_result_of_an_unbroken_one(tmp_path: Path, seed: int):
-    unbroken = make_trainer()
-    losses = [unbroken.step()["loss"] for _ in range(STEPS)]
-    rng = random.Random(seed)
-    killed = 0
-    for _ in range(30):
-        child = in_child(lambda: train_on(tmp_path))
-        deadline = time.monotonic() + rng.uniform(0.02, 0.25)
-        status = 0
-        ended = 0
-        while not ended:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if not ended and time.monotonic() > deadline:
-                os.kill(child, signal.SIGKILL)
-                ended, status = os.waitpid(child, 0)
-        killed += os.WIFSIGNALED(status)
-        if not os.WIFSIGNALED(status):
+def killed(child: int, file: Path, saves: int, delay_s: float) -> bool:
+    """Kills a child `delay_s` after it wrote `file` for the `saves`-th time; False where it had come to its end."""
+    seen: set[int] = set()
+    due = float("inf")
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
             assert os.waitstatus_to_exitcode(status) == 0
-            break
+            return False
+        if time.monotonic() > due:
+            os.kill(child, signal.SIGKILL)
+            return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        # a checkpoint takes the place of the one before: every one has its own time
+        if due == float("inf") and file.is_file():
+            seen.add(file.stat().st_mtime_ns)
+            if len(seen) > saves:
+                due = time.monotonic() + delay_s
+        time.sleep(0.0005)
+
+
+def pitch_trainer(folder: Path) -> PitchTrainer:
+    rng = np.random.default_rng(0)
+    features = [np.stack([rng.normal(size=200) * 20, rng.random(200) > 0.3]).astype(np.float32) for _ in range(4)]
+    training = PitchTraining(steps=25, batch=4, frames=64)
+    return PitchTrainer(PitchData(features, training), training)
+
+
+def encoder_trainer(folder: Path) -> EncoderTrainer:
+    """On two seconds of noise, with augmentation: what is random in a step must be so again after a kill."""
+    rng = np.random.default_rng(0)
+    if not (folder / "audio.json").is_file():
+        sound = (0.1 * rng.standard_normal(32000)).astype(np.float32)
+        AudioStore.write(folder, [(Clip("x", 0, 0, "x", "neutral", "train"), sound)])
+    units = np.random.default_rng(1).integers(0, N_UNITS, (49, 1))
+    training = EncoderTraining(
+        steps=10, batch_frames=20, crop_frames=(20,), augmentation=Augmentation(), dropout=0.1, clean_steps=1
+    )
+    targets = {"x": Targets(units, np.ones(units.shape, np.float32))}
+    inventory = [str(unit // 10) for unit in range(N_UNITS)]
+    return EncoderTrainer(EncoderData(AudioStore(folder), targets, inventory, 9, training), training)
+
+
+@pytest.mark.parametrize(("make", "steps", "seed"), [(pitch_trainer, 25, 0), (encoder_trainer, 10, 2)])
+def test_a_killed_run_has_the_result_of_an_unbroken_one(
+    tmp_path: Path, make: Callable[[Path], PitchTrainer | EncoderTrainer], steps: int, seed: int
+):
+    """The loop that the trainings of the speech parts share, with a checkpoint after every step."""
+
+    def train_in(folder: Path) -> None:
+        trainer = make(tmp_path)
+        state = load_checkpoint(folder / "state.ckpt")
+        if state is not None:
+            trainer.resume(state)
+        train(trainer, steps, folder / "state.ckpt", folder / "log", Budget(5, save_every_s=0.0), every=1)
+
+    for name in ("unbroken", "killed"):
+        (tmp_path / name).mkdir()
+    train_in(tmp_path / "unbroken")
+    rng = random.Random(seed)
+    kills, checkpoint = 0, tmp_path / "killed" / "state.ckpt"
+    for _ in range(3):
+        kills += killed(
+            in_child(lambda: train_in(tmp_path / "killed")), checkpoint, rng.randint(1, 4), rng.random() / 9
+        )
+    assert kills, "the run was over before it could be killed"
+    assert os.waitpid(in_child(lambda: train_in(tmp_path / "killed")), 0)[1] == 0
+    whole, again = ({}, {})
+    for name, found in (("unbroken", whole), ("killed", again)):
+        for text in (tmp_path / name / "log").read_text().splitlines():
+            line = json.loads(text) | {"s_a_step": 0}
+            # a step that was made and not saved is made again, and is the same
+            assert found.setdefault(line["step"], line) == line
+    assert again == whole and set(whole) == set(range(1, steps + 1))
+    assert_equal(*(torch.load(tmp_path / name / "state.ckpt", weights_only=True) for name in ("unbroken", "killed")))
+
+
+def assert_equal(a: object, b: object) -> None:
+    """Of states: every tensor bit for bit."""
+    if isinstance(a, torch.Tensor):
+        assert isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert isinstance(b, dict) and a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert isinstance(b, list | tuple) and len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_equal(one, other)
     else:
-        assert os.waitpid(in_child(lambda: train_on(tmp_path)), 0)[1] == 0
-    assert killed, "the run was over before it could be killed"
-    lines = []
-    for line in (tmp_path / "log").read_text().splitlines():
-        lines.append(json.loads(line))
-    assert {step for step, _ in lines} == set(range(1, STEPS + 1))
-    for step, loss in lines:
-        assert loss == losses[step - 1], f"step {step}"
-    state = load_checkpoint(tmp_path / "state.ckpt")
-    for name, value in unbroken.quantizer.state_dict().items():
-        assert (value == state["quantizer"][name]).all()
+        assert a == b
+
+
+def test_a_killed_language_model_has_the_weights_of_an_unbroken_one(tmp_path: Path):
+    """`python -m spiritrt.training.lm`, killed while it trains and saves, and given once more."""
+    shutil.copytree(find("nano").folder, tmp_path / "whole")
+    torch.manual_seed(0)
+    model = Llama(LlamaConfig.from_official(CONFIG))
+    lm.initialise(model)
+    save_part(tmp_path / "whole", "lm", CONFIG, model.state_dict())
+    make_shard(tmp_path / "shard", tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+
+    def arguments(name: str) -> list[str]:
+        return [
+            "--shards", str(tmp_path / "shard"), "--out", str(tmp_path / name), "--work", f"{tmp_path / name}-work",
+            "--steps", "30", "--batch-tokens", "512", "--context", "256", "--warmup-steps", "2", "--packed",
+        ]  # fmt: skip
+
+    def command() -> None:
+        sys.argv = ["lm", *arguments("whole")]
+        lm.main()
+
+    def started(*more: str) -> int:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        to_file = [(os.POSIX_SPAWN_OPEN, 2, str(tmp_path / "errors"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)]
+        program = [sys.executable, "-m", "spiritrt.training.lm", *arguments("cut"), *more]
+        return os.posix_spawn(sys.executable, program, environment, file_actions=to_file)
+
+    assert os.waitpid(in_child(command), 0)[1] == 0
+    rng = random.Random(5)
+    state = tmp_path / "cut-work" / "lm.pt"
+    often = started("--save-minutes", "0", "--export-minutes", "0")
+    assert killed(often, state, rng.randint(1, 20), rng.random() / 50)
+    assert 0 < torch.load(state, weights_only=True)["steps_done"] < 30
+    status = os.waitpid(started(), 0)[1]
+    assert status == 0, (tmp_path / "errors").read_text()[-2000:]
+    whole, cut = (torch.load(tmp_path / f"{name}-work" / "lm.pt", weights_only=True) for name in ("whole", "cut"))
+    for saved in (whole, cut):
+        del saved["spent_s"], saved["known"]
+    assert whole["steps_done"] == 30
+    assert_equal(whole, cut)
+    assert_equal(*(load_file(tmp_path / name / "lm.safetensors") for name in ("whole", "cut")))

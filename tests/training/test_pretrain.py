@@ -1,4 +1,4 @@
-"""Pretraining on one process and on two gives the same losses, and goes on where it stopped."""
+"""Pretraining on one process and on two gives the same losses, and goes on where it stopped; fp32 and bf16."""
 
 import json
 import os
@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from small_shards import CONFIG, make_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import spiritrt
 from spiritrt.models.checkpoints import find, save_part
 from spiritrt.models.llama import Llama, LlamaConfig
+from spiritrt.training import pretrain
 from spiritrt.training.lm import initialise
 from spiritrt.training.pretrain import Place, Pretraining, PretrainPlan, run
 
@@ -47,36 +50,87 @@ def plan(source: Path, folder: Path, **changes: object) -> Path:
 
 
 @pytest.fixture(scope="module")
-def losses(source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """Losses of four steps on one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    training = Pretraining(PretrainPlan.read(plan(source, folder)), Place())
-    (folder / "work").mkdir()
-    made = list(run(training, folder / "work"))
-    assert len(made) == 4 and made[-1] < made[0]
+def losses(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
+    """Losses of four steps on one process, by precision."""
+    made = {}
+    for precision in ("fp32", "bf16"):
+        folder = tmp_path_factory.mktemp(precision)
+        training = Pretraining(PretrainPlan.read(plan(source, folder, precision=precision)), Place())
+        (folder / "work").mkdir()
+        made[precision] = list(run(training, folder / "work"))
+        assert len(made[precision]) == 4 and made[precision][-1] < made[precision][0]
+    assert made["bf16"] == pytest.approx(made["fp32"], rel=1e-3)
+    assert all(a != b for a, b in zip(made["bf16"], made["fp32"], strict=True)), "bf16 did as fp32 does"
     return made
 
 
-def test_a_stopped_run_goes_on_with_the_same_losses(source: Path, tmp_path: Path, losses: list[float]):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_stopped_run_goes_on_with_the_same_losses(
+    source: Path, tmp_path: Path, losses: dict[str, list[float]], precision: str
+):
+    expected = losses[precision]
     work = tmp_path / "work"
     work.mkdir()
-    first = Pretraining(PretrainPlan.read(plan(source, tmp_path, steps=2)), Place())
-    assert list(run(first, work)) == losses[:2]
-    second = Pretraining(PretrainPlan.read(plan(source, tmp_path)), Place())
+    first = Pretraining(PretrainPlan.read(plan(source, tmp_path, steps=2, precision=precision)), Place())
+    assert list(run(first, work)) == expected[:2]
+    second = Pretraining(PretrainPlan.read(plan(source, tmp_path, precision=precision)), Place())
     assert second.resume(work) and second.steps_done == 2
-    assert list(run(second, work)) == pytest.approx(losses[2:], rel=1e-6)
+    assert list(run(second, work)) == pytest.approx(expected[2:], rel=1e-6)
     assert [path.name for path in work.glob("step-*")] == ["step-4"]
+    assert {p.dtype for p in second.model.parameters()} == {torch.float32}
     second.export()
     lm = spiritrt.load(str(tmp_path / "family"))
     trained = dict(second.model.named_parameters())["lm_head.weight"].detach()
     torch.testing.assert_close(lm.family.llama.lm_head.weight, trained.bfloat16().float())
 
 
+@pytest.mark.parametrize(("minutes", "exported"), [(0.0, True), (30.0, False)])
+def test_the_family_gets_the_weights_on_the_way(source: Path, tmp_path: Path, minutes: float, exported: bool):
+    (tmp_path / "work").mkdir()
+    training = Pretraining(PretrainPlan.read(plan(source, tmp_path, steps=2, export_minutes=minutes)), Place())
+    before = find(str(tmp_path / "family")).part("lm").load()["lm_head.weight"].clone()
+    run(training, tmp_path / "work")
+    after = find(str(tmp_path / "family")).part("lm").load()["lm_head.weight"]
+    assert torch.equal(before, after) != exported
+    if exported:
+        assert torch.equal(after, training.model.lm_head.weight.detach().bfloat16())
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_of_many_processes_each_takes_its_own_rows(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int
+):
+    """32 rows for three processes are 11, 11 and 10; the model that they are rows of has no memory."""
+    whole = find(str(source / "family")).part("lm").load()
+    settings = PretrainPlan.read(plan(source, tmp_path, checkpoint_layers=True))
+    made_on = []
+
+    class Watched(Llama):
+        def __init__(self, config: LlamaConfig) -> None:
+            super().__init__(config)
+            made_on.append({p.device.type for p in self.parameters()})
+
+    monkeypatch.setattr(pretrain, "Llama", Watched)
+    dist.init_process_group("fake", rank=world - 1, world_size=world, store=FakeStore())
+    try:
+        training = Pretraining(settings, Place(world - 1, world))
+        rows = {name.replace(".layer.", "."): value.to_local() for name, value in training.model.state_dict().items()}
+    finally:
+        dist.destroy_process_group()
+    assert made_on == [{"meta"}] and rows.keys() == whole.keys()
+    for name, own in rows.items():
+        assert torch.equal(own, whole[name].chunk(world)[-1].float()), name
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="two gloo processes are started with torchrun's launcher")
-def test_two_processes_have_the_losses_of_one(source: Path, tmp_path: Path, losses: list[float]):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_processes_have_the_losses_of_one(
+    source: Path, tmp_path: Path, losses: dict[str, list[float]], precision: str
+):
     """Three micro-batches for two processes; the second run is resumed from the sharded checkpoint by one process."""
-    path = plan(source, tmp_path, steps=3, checkpoint_layers=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29519"]
+    expected = losses[precision]
+    path = plan(source, tmp_path, steps=3, checkpoint_layers=True, precision=precision, export_minutes=0.0)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, "-m", "spiritrt.training.pretrain", "--config", str(path)],
         capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
@@ -84,14 +138,19 @@ def test_two_processes_have_the_losses_of_one(source: Path, tmp_path: Path, loss
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1])["processes"] == 2
     log = [json.loads(line) for line in (tmp_path / "work" / "pretrain.log").read_text().splitlines()]
-    assert [line["loss"] for line in log] == pytest.approx(losses[:3], rel=1e-4)
+    made = [line["loss"] for line in log]
+    assert made == pytest.approx(expected[:3], rel=1e-4)
+    # a hundred times what another order of fp32's sums makes
+    assert (made == pytest.approx(losses["fp32"][:3], rel=1e-6)) == (precision == "fp32")
     assert (
         find(str(tmp_path / "family")).part("lm").load().keys()
         == Llama(LlamaConfig.from_official(CONFIG)).state_dict().keys()
     )
-    alone = Pretraining(PretrainPlan.read(plan(source, tmp_path, checkpoint_layers=True)), Place())
+    alone = Pretraining(
+        PretrainPlan.read(plan(source, tmp_path, checkpoint_layers=True, precision=precision)), Place()
+    )  # fmt: skip
     assert alone.resume(tmp_path / "work") and alone.steps_done == 3
-    assert alone.step() == pytest.approx(losses[3], rel=1e-4)
+    assert alone.step() == pytest.approx(expected[3], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +161,7 @@ def test_two_processes_have_the_losses_of_one(source: Path, tmp_path: Path, loss
         ({"context": 512}, "must hold a context"),
         ({"rates": 1.0}, "unknown keys"),
         ({"steps": 0}, "above 0"),
+        ({"export_minutes": -1}, "must not be below 0"),
         ({"rate": "fast"}, "plan.yaml"),
     ],
 )

@@ -11,7 +11,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spiritrt.models.checkpoints import convert, find
+from spiritrt.models.checkpoints import convert, find, save_part
 from spiritrt.tokens.units import CODES_A_SECOND, merge
 from spiritrt.training.corpora.manifest import read_manifest
 from spiritrt.training.shards import Shard, Tokenized, tokenizer_versions, write_shard
@@ -68,12 +68,27 @@ def test_another_tokenizer_is_refused(corpus: Path, base_lm, expressive_lm):
         Shard(corpus)
 
 
-def test_versions_are_equal_in_both_layouts(official: Path, tmp_path: Path):
-    name = official / "spiritlm_model" / "spirit-lm-base-7b"
-    convert(name, tmp_path / "own")
-    first = tokenizer_versions(find(str(name)), ("Hu",))
-    assert set(first) == {"hubert", "quantizer"}
-    assert first.keys() == tokenizer_versions(find(str(tmp_path / "own")), ("Hu",)).keys()
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("spirit-lm-base-7b", ("Hu",)), ("spirit-lm-expressive-7b", ("St", "Pi", "Hu"))]
+)
+def test_versions_are_equal_in_both_layouts(official: Path, tmp_path: Path, name: str, kinds: tuple[str, ...]):
+    convert(official / "spiritlm_model" / name, tmp_path / "own")
+    first = tokenizer_versions(find(str(official / "spiritlm_model" / name)), kinds)
+    assert len(first) == len(kinds) + 1 and first == tokenizer_versions(find(str(tmp_path / "own")), kinds)
+
+
+def test_another_weight_or_setting_is_another_version(base_lm, tmp_path: Path):
+    source = base_lm.family.checkpoint
+    first = tokenizer_versions(source, ("Hu",))
+    for name in ("hubert", "quantizer"):
+        save_part(tmp_path, name, source.part(name).config, source.part(name).load())
+    assert tokenizer_versions(find(str(tmp_path)), ("Hu",)) == first
+    weights = source.part("quantizer").load()
+    key = next(key for key, value in weights.items() if value.is_floating_point())
+    save_part(tmp_path, "quantizer", source.part("quantizer").config, weights | {key: weights[key] * 1.001})
+    save_part(tmp_path, "hubert", source.part("hubert").config | {"output_layer": 1}, source.part("hubert").load())
+    changed = tokenizer_versions(find(str(tmp_path)), ("Hu",))
+    assert changed["quantizer"] != first["quantizer"] and changed["hubert"] != first["hubert"]
 
 
 codes = st.lists(st.integers(0, 4), min_size=0, max_size=60)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from spiritrt import audio
 from spiritrt.evaluation.speech_sets import SOUNDS, Spoken, read_librispeech
-from spiritrt.training.corpora.alignment import Aligner, Alignment
+from spiritrt.training.corpora.alignment import ALIGNERS, Aligner, Alignment
 from spiritrt.training.corpora.manifest import RATE_HZ, Utterance, manifest_line
 from spiritrt.training.corpora.validation import Limits, check_sound, plot, statistics
 
@@ -114,11 +114,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the new corpus (manifest.jsonl)")
     parser.add_argument("--model", default="nano", help="family whose encoder aligns")
     parser.add_argument("--inventory", type=Path, help="inventory.json of its units (by default the family's)")
+    parser.add_argument("--aligner", choices=ALIGNERS, default="auto", help="auto: torchaudio's where it imports")
     parser.add_argument("--least-score", type=float, default=defaults.least_score, help="alignment score, 0 at best")
     parser.add_argument("--test-share", type=float, default=0.05, help="share of lines held out (split test)")
     parser.add_argument("--plot", type=Path, help="PNG of histograms (needs matplotlib)")
     args = parser.parse_args()
-    aligner = Aligner.load(args.model, args.inventory)
+    aligner = Aligner.load(args.model, args.inventory, args.aligner)
     filters = replace(defaults, least_score=args.least_score)
     args.out.mkdir(parents=True, exist_ok=True)
     kept, lines = curate(read_source(args.source), aligner, filters, args.out)
@@ -128,7 +129,7 @@ def main() -> None:
     kept = [replace(u, split="test" if out else "train") for u, out in zip(kept, held_out, strict=True)]
     (args.out / "manifest.jsonl").write_text("".join(map(manifest_line, kept)), encoding="utf-8")
     report = {
-        "kept": len(kept),
+        "kept": len(kept), "aligner": aligner.name,
         "dropped": dict(Counter(str(line["dropped"]) for line in lines if line["dropped"])),
         "filters": asdict(filters), "statistics": statistics(kept), "lines": lines,
     }  # fmt: skip
