@@ -24,7 +24,7 @@ from spiritrt.models.checkpoints import convert, save_part
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = REPOSITORY / "tests" / "data" / "golden"
 WHOLE_GOLDEN = REPOSITORY.parent / "shared" / "golden"
-EMBEDDING = "model.embed_tokens.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 # the same examples every time; a slow machine is no failure
 settings.register_profile("spiritrt", derandomize=True, deadline=None)
@@ -87,14 +87,18 @@ def stuck_lm(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Spirit
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """The bf16 weights that `data/shrink_golden.py` stored; embedding rows that it left out are random."""
+    """The bf16 weights that `data/shrink_golden.py` stored; embedding rows that it left out are random, head rows 0."""
     arrays = dict(np.load(folder / "weights.npz"))
     rows = torch.from_numpy(arrays.pop("rows"))
+    head_rows = arrays.pop("head_rows", None)
     tensors = {}
     for name, planes in arrays.items():
         raw = np.ascontiguousarray(np.moveaxis(planes, 0, -1))
         tensors[name] = torch.from_numpy(raw).view(torch.bfloat16).squeeze(-1)
-    embedding = torch.randn(tensors["lm_head.weight"].shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    if head_rows is not None:
+        whole = torch.zeros(int(head_rows[-1]) + 1, tensors[HEAD].shape[1], dtype=torch.bfloat16)
+        whole[torch.from_numpy(head_rows)] = tensors[HEAD]
+        tensors[HEAD] = whole
+    embedding = torch.randn(tensors[HEAD].shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     embedding[rows] = tensors[EMBEDDING]
-    tensors[EMBEDDING] = embedding
-    return tensors
+    return tensors | {EMBEDDING: embedding}
