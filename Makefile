@@ -86,15 +86,13 @@ nano: $(TRAIN_SETUP) $(CORPUS)/manifest.jsonl
 	$(MAKE) nano-expressive
 	@echo "a new nano is in $(NANO)/model: spiritrt talk --model $(NANO)/model; beside it $(NANO)/expressive"
 
-# pitch and style, then a thinner language model and a vocoder that hear both; the encoder stays in $(NANO)/model
+# pitch and style, then a thinner language model of both; encoder and vocoder stay in $(NANO)/model
 nano-expressive: $(TRAIN_SETUP)
 	$(TRAIN).pitch --corpus $(CORPUS) --out $(NANO) --model $(NANO)/parts --minutes 12
 	$(TRAIN).style --corpus $(CORPUS) --voices --out $(NANO) --model $(NANO)/parts --minutes 8
 	test -f $(NANO)/expressive/spiritrt.json || $(TRAIN).expressive --base $(NANO)/model --parts $(NANO)/parts \
 		--out $(NANO)/expressive --layers 3 --share
 	test -f $(NANO)/shard/shard.json || $(TRAIN).shards --corpus $(CORPUS) --model $(NANO)/expressive --out $(NANO)/shard
-	$(TRAIN).vocoder --out $(NANO) --shards $(NANO)/shard --model $(NANO)/expressive --channels 192 \
-		--minutes $(EXPRESSIVE_MINUTES)
 	$(TRAIN).lm --shards $(NANO)/shard --work $(NANO)/expressive_lm --out $(NANO)/expressive --packed \
 		--matrix-rate 2e-3 --other-rate 2e-3 --minutes $(EXPRESSIVE_MINUTES)
 

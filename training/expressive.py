@@ -24,7 +24,7 @@ from spiritrt.tokens.text import Tokenizer
 from spiritrt.tokens.vocabulary import Vocabulary
 from spiritrt.training.continued import EMBEDDING, HEAD, MULTIPLE, added_tokens, extended
 
-ENCODER = ("hubert", "quantizer")
+SPEECH_PARTS = ("hubert", "quantizer", "vocoder")
 
 
 def thinned(tensors: dict[str, Tensor], config: dict, layers: int) -> tuple[dict[str, Tensor], dict]:
@@ -48,9 +48,9 @@ def make_expressive(
 ) -> Vocabulary:
     """Write the family; returns its vocabulary.
 
-    `layers` keeps so many of the language model's. With `share` the encoder stays in the folder of `base`, which must
-    be beside `out`. Raises ValueError where `base` has pitch and style already, `parts` lacks one, or `out` holds a
-    model.
+    `layers` keeps so many of the language model's. With `share` encoder and vocoder stay in the folder of `base`,
+    which must be beside `out`. It converses by going on with the speech, whatever form `base` was trained to. Raises
+    ValueError where `base` has pitch and style already, `parts` lacks one, or `out` holds a model.
     """
     if (out / "spiritrt.json").is_file():
         raise ValueError(f"{out} holds a model already; choose another --out")
@@ -73,14 +73,14 @@ def make_expressive(
         tensors[name] = extended(tensors[name], rows, old.size, generator)
     if share and source.folder.resolve().parent != out.resolve().parent:
         raise ValueError(f"--share needs --out beside {source.folder}, got {out}")
-    for name in ("vocoder",) if share else (*ENCODER, "vocoder"):
+    for name in () if share else SPEECH_PARTS:
         part = source.part(name)
         save_part(out, name, part.config, part.load())
     save_part(out, "pitch", pitch.config, pitch.load())
     save_part(out, "style", style.config, style.load())
     if share:
-        share_parts(out, source.folder.name, ENCODER)
-    save_part(out, "lm", config | {"vocab_size": rows}, tensors, reply=source.reply)
+        share_parts(out, source.folder.name, SPEECH_PARTS)
+    save_part(out, "lm", config | {"vocab_size": rows}, tensors)
     shutil.copy(folder / "tokenizer.model", out / "tokenizer.model")
     (out / "tokenizer_config.json").write_text(json.dumps(added_tokens(vocabulary), indent=1), encoding="utf-8")
     return vocabulary
@@ -93,7 +93,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the new family")
     parser.add_argument("--seed", type=int, default=0, help="of the new rows")
     parser.add_argument("--layers", type=int, help="layers of the language model to keep (default: all)")
-    parser.add_argument("--share", action="store_true", help="leave the encoder in the folder of --base, beside --out")
+    parser.add_argument(
+        "--share", action="store_true", help="leave encoder and vocoder in the folder of --base, beside --out"
+    )
     args = parser.parse_args()
     made = make_expressive(args.base, args.parts, args.out, args.seed, args.layers, args.share)
     print(json.dumps({"out": str(args.out), "pitches": made.pitches, "styles": made.styles, "rows": made.rows}))
