@@ -132,8 +132,8 @@ def find(name_or_folder: str | Path) -> Checkpoint:
             f"{folder} holds {' and '.join(present) or 'no known model'}: name one, as {folder}/spiritlm_model/NAME"
         )
     raise CheckpointError(
-        f"no model {text!r}: give a shipped name (nano, nano-expressive), a folder with {MANIFEST}, an official checkpoint folder, "
-        f"or one of {', '.join(OFFICIAL_NAMES)} with {ENVIRONMENT} set"
+        f"no model {text!r}: give a shipped name (nano, nano-expressive), a folder with {MANIFEST}, an official "
+        f"checkpoint folder, or one of {', '.join(OFFICIAL_NAMES)} with {ENVIRONMENT} set"
     )
 
 
