@@ -20,7 +20,11 @@ def test_a_plain_install_has_what_talk_needs(tmp_path: Path) -> None:
             name = source.relative_to(REPOSITORY / folder)
             assert (package / ("" if folder == "runtime" else folder) / name).is_file(), name
     assert (package / "py.typed").is_file()
-    for folder, target in (("models/nano", "weights/nano"), ("runtime/duplex/recordings", "duplex/recordings")):
+    for folder, target in (
+        ("models/nano", "weights/nano"),
+        ("models/nano-expressive", "weights/nano-expressive"),
+        ("runtime/duplex/recordings", "duplex/recordings"),
+    ):
         shipped = {path.name for path in (REPOSITORY / folder).iterdir()}
         assert shipped and shipped == {path.name for path in (package / target).iterdir()}
 
