@@ -34,7 +34,7 @@ app.command("replay")(duplex_commands.replay)
 app.command("trace")(duplex_commands.trace)
 errors = Console(stderr=True)
 
-Model = Annotated[str, typer.Option("--model", "-m", help="nano, an official name, or a model folder.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="nano, nano-expressive, an official name, or a folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str, typer.Option(help="Of the language model: auto, float32, bfloat16, float16.")]

@@ -36,7 +36,7 @@ def examine(model: str | None = None) -> dict:
         "checkpoints_dir": str(root) if (root := checkpoints.official_root()) else None,
         "models": {},
     }
-    names = [model] if model else ["nano", *(_official_names())]
+    names = [model] if model else ["nano", "nano-expressive", *(_official_names())]
     for name in names:
         report["models"][name] = _model(name, problems)
     report["problems"] = problems
