@@ -159,14 +159,20 @@ def golden_models() -> list[Path]:
 
 
 def golden_weights(folder: Path, device: str) -> ModelWeights:
-    """A golden language model in float32 (its stored bf16 weights; rows of the embedding left out there are random)."""
+    """A golden language model in float32: its stored bf16 weights; what rows are left out there of the embedding are
+    random, of the head 0."""
     config = LlamaConfig.from_official(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     arrays = dict(np.load(folder / "weights.npz"))
     rows = torch.from_numpy(arrays.pop("rows"))
+    head_rows = arrays.pop("head_rows", None)
     tensors: dict[str, Tensor] = {}
     for name, planes in arrays.items():
         raw = np.ascontiguousarray(np.moveaxis(planes, 0, -1))
         tensors[name] = torch.from_numpy(raw).view(torch.bfloat16).squeeze(-1).float()
+    if head_rows is not None:
+        whole = torch.zeros(int(head_rows[-1]) + 1, config.hidden_size)
+        whole[torch.from_numpy(head_rows)] = tensors["lm_head.weight"]
+        tensors["lm_head.weight"] = whole
     embedding = torch.randn(tensors["lm_head.weight"].shape, generator=torch.Generator().manual_seed(0))
     embedding[rows] = tensors["model.embed_tokens.weight"]
     tensors["model.embed_tokens.weight"] = embedding

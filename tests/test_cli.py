@@ -59,10 +59,12 @@ def test_decode_takes_tokens_json_files_and_standard_input(tmp_path: Path) -> No
 
 
 def test_generate_is_repeatable_and_says_what_it_did(tmp_path: Path) -> None:
-    arguments = ["generate", "--prompt", "[Speech][Hu3][Hu99]", "--output", "speech", "--max-new-tokens", "12"]
+    prompt = "[Text]what day is it[Speech][Hu46]"
+    arguments = ["generate", "--prompt", prompt, "--output", "speech", "--max-new-tokens", "12"]
     greedy = _json(*arguments, "--greedy")
     assert greedy == _json(*arguments, "--greedy")
-    assert len(greedy["ids"]) == len(greedy["logprobs"]) == 12 and greedy["finish"] == "length"
+    assert 1 < len(greedy["ids"]) == len(greedy["logprobs"]) <= 12
+    assert greedy["finish"] == ("length" if len(greedy["ids"]) == 12 else "end")
     assert all(logprob <= 0 for logprob in greedy["logprobs"])
     assert greedy["text"].startswith("[Hu") and greedy["items"][0]["seconds"] > 0
     seeds = {tuple(_json(*arguments, "--seed", seed)["ids"]) for seed in ("1", "2", "3")}

@@ -2,6 +2,7 @@
 
 import json
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -120,6 +121,7 @@ def replay(
     """
     from spiritrt import audio
     from spiritrt.duplex import trace as traces_file
+    from spiritrt.duplex.replay import ReplayError
     from spiritrt.duplex.replay import replay as repeat
     from spiritrt.duplex.stages import Stages
     from spiritrt.engine.forward import kernel_choices
@@ -140,13 +142,17 @@ def replay(
         cache=str(recorded["cache_choice"]) if as_then else "auto",
         kernels=kernel_choices(kernel or (str(recorded["kernels"]).split() if as_then else [])),
     )
-    results = repeat(read, stages)
-    if out is not None:
-        audio.save(out, results[0].model)
     now = stages.running
     others = [
         {name: (was, now.get(name)) for name, was in each.running.items() if now.get(name) != was} for each in read
     ]
+    changes = [[f"recorded with {name} {then}, and now {here}" for name, (then, here) in o.items()] for o in others]
+    try:
+        results = repeat(read, stages)
+    except ReplayError as error:  # elsewhere a reply may be shorter than what was played of it
+        raise ReplayError("; ".join(dict.fromkeys([str(error), *chain.from_iterable(changes)]))) from error
+    if out is not None:
+        audio.save(out, results[0].model)
     if as_json:
         rows = [
             {"trace": str(file), "same": result.same, "packets": result.packets, "samples": result.samples,
@@ -155,13 +161,11 @@ def replay(
         ]  # fmt: skip
         print(json.dumps({"sessions": rows, "same": all(result.same for result in results)}))
     else:
-        for file, result, other in zip(traces, results, others, strict=True):
+        for file, result, changed in zip(traces, results, changes, strict=True):
             verdict = "the same" if result.same else "DIFFERENT"
             print(f"{file}: {result.packets} packets, {result.samples} samples, {result.tokens} tokens: {verdict}")
-            for difference in result.differences:
-                print(f"  {difference}")
-            for name, (then, here) in other.items():
-                print(f"  recorded with {name} {then}, and now {here}")
+            for line in (*result.differences, *changed):
+                print(f"  {line}")
     raise typer.Exit(0 if all(result.same for result in results) else 1)
 
 

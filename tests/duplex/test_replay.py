@@ -111,7 +111,8 @@ def test_a_conversation_with_a_prefix_and_other_weights_replays_as_it_was_record
     (session,) = json.loads(done.stdout)["sessions"]
     assert session["same"] and session["packets"] and not session["recorded_on"]
     done = CliRunner().invoke(app, ["replay", str(one), "--weights", "fp32"])
-    assert "recorded with weights_choice int8, and now fp32" in done.output and "with prefix " in done.output
+    said = f"{done.output} {done.exception}"  # the traces may part so far that it cannot go on
+    assert "recorded with weights_choice int8, and now fp32" in said and "with prefix " in said
     recorder(other).close(0.0, "client", ())
     rewritten = gzip.compress(gzip.decompress(other.read_bytes()).replace(b'"nano"', b'"base"'))
     other.write_bytes(rewritten)
