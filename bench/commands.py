@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from spiritrt.options import Model
+
 app = typer.Typer(no_args_is_help=True, help="Benchmarks: first proved right, then timed.")
 
-Model = Annotated[str, typer.Option("--model", "-m", help="nano, an official name, or a model folder.")]
 Audio = Annotated[Path | None, typer.Option(help="Folder of recordings (by default those that are shipped).")]
 Output = Annotated[Path | None, typer.Option("--json", help="File for all results.")]
 Clips = Annotated[int, typer.Option(help="Most recordings to take.", min=1)]

@@ -37,6 +37,7 @@ from spiritrt.sampling import Sampling
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN = REPOSITORY / "tests" / "data" / "golden" / "checkpoints" / "spiritlm_model"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TESTS = tuple(REPOSITORY / "tests" / name for name in ("kernels", "engine", "duplex/test_step_graphs.py"))
 TESTS_SECONDS = 180  # of the budget, at most
 KERNELS_SHARE, DECODE_SHARE = 0.3, 0.6  # of what is left then, each; conversations have the rest
@@ -158,24 +159,28 @@ def golden_models() -> list[Path]:
     return sorted(folder for folder in GOLDEN.iterdir() if (folder / "weights.npz").is_file())
 
 
-def golden_weights(folder: Path, device: str) -> ModelWeights:
-    """A golden language model in float32: its stored bf16 weights; what rows are left out there of the embedding are
-    random, of the head 0."""
-    config = LlamaConfig.from_official(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+def golden_tensors(folder: Path) -> dict[str, Tensor]:
+    """The bf16 weights that `tests/data/shrink_golden.py` stored; embedding rows left out are random, head rows 0."""
     arrays = dict(np.load(folder / "weights.npz"))
     rows = torch.from_numpy(arrays.pop("rows"))
     head_rows = arrays.pop("head_rows", None)
     tensors: dict[str, Tensor] = {}
     for name, planes in arrays.items():
         raw = np.ascontiguousarray(np.moveaxis(planes, 0, -1))
-        tensors[name] = torch.from_numpy(raw).view(torch.bfloat16).squeeze(-1).float()
+        tensors[name] = torch.from_numpy(raw).view(torch.bfloat16).squeeze(-1)
     if head_rows is not None:
-        whole = torch.zeros(int(head_rows[-1]) + 1, config.hidden_size)
-        whole[torch.from_numpy(head_rows)] = tensors["lm_head.weight"]
-        tensors["lm_head.weight"] = whole
-    embedding = torch.randn(tensors["lm_head.weight"].shape, generator=torch.Generator().manual_seed(0))
-    embedding[rows] = tensors["model.embed_tokens.weight"]
-    tensors["model.embed_tokens.weight"] = embedding
+        whole = torch.zeros(int(head_rows[-1]) + 1, tensors[HEAD].shape[1], dtype=torch.bfloat16)
+        whole[torch.from_numpy(head_rows)] = tensors[HEAD]
+        tensors[HEAD] = whole
+    embedding = torch.randn(tensors[HEAD].shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    embedding[rows] = tensors[EMBEDDING]
+    return tensors | {EMBEDDING: embedding}
+
+
+def golden_weights(folder: Path, device: str) -> ModelWeights:
+    """A golden language model in float32."""
+    config = LlamaConfig.from_official(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    tensors = {name: tensor.float() for name, tensor in golden_tensors(folder).items()}
     return unpack(config, pack(config, tensors.items(), "fp32", device), torch.float32)
 
 

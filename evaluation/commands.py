@@ -13,6 +13,7 @@ from rich.console import Console
 
 import spiritrt
 from spiritrt.evaluation.report import Report
+from spiritrt.options import Model
 
 SETS = Path(__file__).parent / "sets"
 # where each evaluation's own small set lies below SETS
@@ -47,7 +48,7 @@ class Evaluation(StrEnum):
 
 def evaluate(
     name: Annotated[Evaluation, typer.Argument(help="What to evaluate.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="nano, an official name, or a model folder.")] = "nano",
+    model: Model = "nano",
     data: Annotated[
         Path | None, typer.Option(help="Data in its public layout (by default a small set made here).")
     ] = None,

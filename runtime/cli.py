@@ -17,6 +17,7 @@ from spiritrt.duplex import commands as duplex_commands
 from spiritrt.engine.forward import kernel_choices
 from spiritrt.evaluation import commands as evaluation_commands
 from spiritrt.kernels import commands as kernel_commands
+from spiritrt.options import Device, Json, Model
 from spiritrt.tokens.units import Units, merge
 from spiritrt.tokens.vocabulary import format_speech
 from spiritrt.training import commands as training_commands
@@ -34,9 +35,6 @@ app.command("replay")(duplex_commands.replay)
 app.command("trace")(duplex_commands.trace)
 errors = Console(stderr=True)
 
-Model = Annotated[str, typer.Option("--model", "-m", help="nano, nano-expressive, an official name, or a folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str, typer.Option(help="Of the language model: auto, float32, bfloat16, float16.")]
 Weights = Annotated[str, typer.Option(help="Stored as: auto, fp32, fp16, bf16, int8, fp8. Goes before --dtype.")]
 Kernel = Annotated[

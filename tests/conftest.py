@@ -8,23 +8,21 @@ of Triton is chosen but by name. A test that compiles kernels starts a process o
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from torch import Tensor
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import spiritrt
 from spiritrt import SpiritLM
+from spiritrt.bench.gpu_check import golden_tensors
 from spiritrt.models.checkpoints import convert, save_part
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = REPOSITORY / "tests" / "data" / "golden"
 WHOLE_GOLDEN = REPOSITORY.parent / "shared" / "golden"
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 # the same examples every time; a slow machine is no failure
 settings.register_profile("spiritrt", derandomize=True, deadline=None)
@@ -61,7 +59,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for file in source.iterdir():
             if file.suffix != ".npz":
                 (folder / file.name).symlink_to(file)
-        torch.save(_weights(source), folder / "pytorch_model.bin")
+        torch.save(golden_tensors(source), folder / "pytorch_model.bin")
     return root
 
 
@@ -84,21 +82,3 @@ def stuck_lm(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Spirit
     tensors["lm_head.weight"] = torch.zeros_like(tensors["lm_head.weight"])
     save_part(folder, "lm", part.config | {"max_position_embeddings": 64}, tensors)
     return spiritrt.load(str(folder), lazy=True)
-
-
-def _weights(folder: Path) -> dict[str, Tensor]:
-    """The bf16 weights that `data/shrink_golden.py` stored; embedding rows that it left out are random, head rows 0."""
-    arrays = dict(np.load(folder / "weights.npz"))
-    rows = torch.from_numpy(arrays.pop("rows"))
-    head_rows = arrays.pop("head_rows", None)
-    tensors = {}
-    for name, planes in arrays.items():
-        raw = np.ascontiguousarray(np.moveaxis(planes, 0, -1))
-        tensors[name] = torch.from_numpy(raw).view(torch.bfloat16).squeeze(-1)
-    if head_rows is not None:
-        whole = torch.zeros(int(head_rows[-1]) + 1, tensors[HEAD].shape[1], dtype=torch.bfloat16)
-        whole[torch.from_numpy(head_rows)] = tensors[HEAD]
-        tensors[HEAD] = whole
-    embedding = torch.randn(tensors[HEAD].shape, generator=torch.Generator().manual_seed(0)).bfloat16()
-    embedding[rows] = tensors[EMBEDDING]
-    return tensors | {EMBEDDING: embedding}

@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
+from spiritrt.options import Model
+
 
 def finetune(
     shards: Annotated[list[Path], typer.Argument(metavar="SHARD...", help="Folders of spiritrt.training.shards.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new family.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="nano, an official name, or a model folder.")] = "nano",
+    model: Model = "nano",
     task: Annotated[str, typer.Option(help="asr, tts or interleaved.")] = "asr",
     steps: Annotated[int, typer.Option(help="Optimizer steps.", min=1)] = 500,
     minutes: Annotated[float, typer.Option(help="Stop after so long; the same command goes on.")] = 60.0,

@@ -162,8 +162,7 @@ class Trainer:
         self.plan, self.stream = plan, stream
         self.official = plan.official() if start is None else start.config
         self.reply = "chain" if start is None else start.reply
-        self.family = None if start is None else start.digest  # what the folder of the family holds
-        self.known = [self.family]
+        self.known = [None if start is None else start.digest]  # what the family's folder held and may hold now
         self.model = Llama(LlamaConfig.from_official(self.official))
         if start is None or start.tensors is None:
             initialise(self.model)
@@ -230,7 +229,7 @@ class Trainer:
         if differing := sorted(key for key in mine | its if mine.get(key) != its.get(key)):
             said = ", ".join(f"{key} {its.get(key)} there and {mine.get(key)} here" for key in differing)
             raise ValueError(f"{path} is of another model ({said}): choose another --work, or move it away")
-        if self.family is not None and self.family not in state.get("known", [self.family]):
+        if self.known[0] is not None and self.known[0] not in state.get("known", self.known):
             raise ValueError(
                 f"{path} neither began from the language model in --out nor wrote it: choose another --work, or move it"
                 " away to begin from that model"

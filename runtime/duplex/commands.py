@@ -9,10 +9,8 @@ from typing import Annotated
 import typer
 
 from spiritrt.duplex.config import PAUSE_MS
+from spiritrt.options import Device, Json, Model
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="nano, an official name, or a model folder.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 Weights = Annotated[str, typer.Option(help="Of the language model, stored as: auto, fp32, fp16, bf16, int8, fp8.")]
 Kernel = Annotated[
     list[str] | None, typer.Option(help="OP=VARIANT, such as linear=torch; repeatable. See spiritrt kernels list.")

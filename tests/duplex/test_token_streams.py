@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import spiritrt
 from spiritrt import audio
+from spiritrt.bench.encoder import edit_distance
 from spiritrt.duplex.reply_sound import ReplySound
 from spiritrt.duplex.script import shipped_lines
 from spiritrt.duplex.token_streams import ReplyVoices, TurnEncoder
@@ -146,7 +147,7 @@ def test_a_turn_agrees_with_offline_on_most_units(
     tokens += encoder.close(slot, rest)
     offline = merge(nano.encode(sound))
     # windows are an approximation: compare by edit distance, not token by token
-    assert edits(tokens, offline) <= 0.35 * len(offline)
+    assert edit_distance(tokens, offline) <= 0.35 * len(offline)
     encoder.free(slot)
 
 
@@ -227,12 +228,3 @@ def test_an_expressive_turn_orders_its_tokens_and_can_be_closed(
     assert [token.kind for token in tokens[:3]] == ["St", "Pi", "Hu"]
     assert sum(token.kind == "St" for token in tokens) == 3
     assert sum(token.kind == "Pi" for token in tokens) > 10
-
-
-def edits(a: list, b: list) -> int:
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, start=1):
-        last, row[0] = row[0], i
-        for j, y in enumerate(b, start=1):
-            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
-    return row[-1]
