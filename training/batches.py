@@ -29,6 +29,9 @@ class Batch:
         """Ids with a loss weight or before one: what was read, without the padding."""
         return int(self.weights.ne(0).sum())
 
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.ids.to(device), self.weights.to(device))
+
 
 def group_by_length(lengths: Sequence[int], tokens: int, rng: random.Random) -> list[list[int]]:
     """Positions of documents grouped so that a padded group has at most `tokens` tokens; every position once.

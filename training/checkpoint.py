@@ -18,7 +18,10 @@ def save_checkpoint(path: Path, state: Mapping[str, object]) -> None:
     """Write `state` and torch's random state to `path`; a kill at any moment leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    torch.save({**state, "torch_rng": torch.get_rng_state()}, partial)
+    random = {"torch_rng": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["cuda_rng"] = torch.cuda.get_rng_state()
+    torch.save({**state, **random}, partial)
     os.replace(partial, path)
 
 
@@ -36,6 +39,8 @@ def load_checkpoint(path: Path) -> State | None:
     if not isinstance(state, dict) or "torch_rng" not in state:
         raise ValueError(f"{path} is not a training checkpoint; delete it to start anew")
     torch.set_rng_state(state["torch_rng"])
+    if "cuda_rng" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda_rng"])
     return state
 
 
@@ -124,7 +129,8 @@ class Average:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         if tensors.keys() != self.tensors.keys():
             raise ValueError(f"averages of other parameters: {sorted(tensors.keys() ^ self.tensors.keys())[:4]}")
-        self.tensors = {name: value.clone() for name, value in tensors.items()}
+        for name, value in tensors.items():
+            self.tensors[name].copy_(value)
 
 
 def rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:

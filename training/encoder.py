@@ -1,8 +1,8 @@
 """Training of the speech encoder: a small HuBERT and its linear quantizer learn the units of `spiritrt.training.units`.
 
-The student sees short random crops of 1.6 and 3.2 s under heavy augmentation, so that a window of a stream and a whole
-recording give the same units. Speech with phone times has one target a frame, speech without has the teacher's
-posteriors.
+The student sees short random crops of 1.6 and 3.2 s under heavy augmentation, in part with the attention of a stream,
+so that a window of a stream and a whole recording give the same units. Speech with phone times has one target a frame,
+speech without has the teacher's posteriors.
 
     python -m spiritrt.training.encoder --out build/nano --minutes 40 --compile
 """
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from spiritrt.models.checkpoints import save_part
 from spiritrt.models.hubert import EncoderLayer, Hubert, HubertConfig, LinearQuantizer, encode_units
+from spiritrt.training.arguments import CPU, add_settings, parse, settings
 from spiritrt.training.augment import Augmentation, augment
 from spiritrt.training.checkpoint import Average, Budget, Schedule, load_checkpoint, rounded, set_lr
 from spiritrt.training.corpora.manifest import AudioStore, read_corpora
@@ -71,9 +72,11 @@ def frame_spectra(sound: Tensor) -> Tensor:
     window, hop = 256, HOP_SAMPLES // SPECTRA_A_FRAME
     frames = (sound.shape[1] - FRAME_SPAN_SAMPLES) // HOP_SAMPLES + 1
     padded = F.pad(sound, (0, window))
-    z = torch.stft(padded, window, hop, window=torch.hann_window(window), center=False, return_complex=True)
+    hann = torch.hann_window(window, device=sound.device)
+    z = torch.stft(padded, window, hop, window=hann, center=False, return_complex=True)
     power = z.real.square() + z.imag.square()
-    mel = torch.log(mel_filters(MEL_BINS, window, 16000) @ power + 1e-5)[..., : frames * SPECTRA_A_FRAME]
+    filters = mel_filters(MEL_BINS, window, 16000).to(sound.device)
+    mel = torch.log(filters @ power + 1e-5)[..., : frames * SPECTRA_A_FRAME]
     mel = (mel - mel.mean(dim=(1, 2), keepdim=True)) / (mel.std(dim=(1, 2), keepdim=True) + 1e-3)
     return mel.transpose(1, 2).reshape(len(sound), frames, SPECTRA_A_FRAME * MEL_BINS)
 
@@ -81,9 +84,11 @@ def frame_spectra(sound: Tensor) -> Tensor:
 class EncoderTrainer:
     """Encoder, quantizer, optimizer and their state; `step()` makes one optimizer step and returns its figures."""
 
-    def __init__(self, data: EncoderData, training: EncoderTraining, compiled: bool = False) -> None:
+    def __init__(
+        self, data: EncoderData, training: EncoderTraining, compiled: bool = False, device: torch.device = CPU
+    ) -> None:
         torch.manual_seed(training.seed)
-        self.data, self.training = data, training
+        self.data, self.training, self.device = data, training, device
         hubert = Hubert(HubertConfig.from_official(HUBERT_CONFIG), dropout=training.dropout)
         self.model = nn.ModuleDict(
             {
@@ -97,6 +102,7 @@ class EncoderTrainer:
             assert isinstance(layer, EncoderLayer)
             for linear in (layer.self_attn.out_proj, layer.fc2):
                 nn.init.normal_(linear.weight, std=0.02 / (2 * LAYERS) ** 0.5)
+        self.model.to(device)
         decay = [p for p in self.model.parameters() if p.dim() > 1]
         plain = [p for p in self.model.parameters() if p.dim() <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -110,17 +116,19 @@ class EncoderTrainer:
         self.step_index = 0
 
     def step(self) -> dict[str, float]:
-        sound, units, probs = self.data.batch(self.step_index)
+        sound, units, probs = (column.to(self.device) for column in self.data.batch(self.step_index))
         set_lr(self.optimizer, self.schedule(self.step_index))
         self.model.train()
         hubert = self.model["hubert"]
         assert isinstance(hubert, Hubert)
         local = hubert.layer_norm(self.convolve(sound).transpose(1, 2))
         spectrum_loss = F.mse_loss(self.model["spectrum"](local), frame_spectra(sound))
-        logits = self.model["quantizer"](hubert.encoder(hubert.post_extract_proj(local)))[..., :N_UNITS]
+        sees = self.data.sees(self.step_index, units.shape[1])
+        features = hubert.encoder(hubert.post_extract_proj(local), None if sees is None else sees.to(self.device))
+        logits = self.model["quantizer"](features)[..., :N_UNITS]
         log_probs = F.log_softmax(logits, dim=-1)
         unit_loss = -(log_probs.gather(-1, units) * probs).sum(-1).mean()
-        phone_of = self.data.phone_of
+        phone_of = self.data.phone_of.to(self.device)
         phone_target = (phone_of[units] * probs[..., None]).sum(-2)
         phone_loss = -(phone_target * (log_probs.exp() @ phone_of + 1e-6).log()).sum(-1).mean()
         t = self.training
@@ -219,7 +227,6 @@ def export(trainer: EncoderTrainer, model: Path) -> tuple[Hubert, LinearQuantize
 
 
 def main() -> None:
-    defaults = EncoderTraining()
     parser = argparse.ArgumentParser(description="Train the speech encoder, export it and encode the corpus with it.")
     parser.add_argument(
         "--corpus", type=Path, nargs="+", default=[Path("../shared/corpus")], help="folders with a manifest.jsonl"
@@ -230,24 +237,21 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("build/nano/model"), help="family to export into")
     parser.add_argument("--recordings", type=Path, help="folder of other recordings to compare with the teacher on")
     parser.add_argument("--minutes", type=float, default=40)
-    parser.add_argument("--steps", type=int, default=defaults.steps)
-    parser.add_argument("--lr", type=float, default=defaults.lr)
-    parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--threads", type=int, default=1)
+    add_settings(parser, EncoderTraining())
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile the convolution stack (needs a C++ compiler)"
     )
     parser.add_argument("--export-only", action="store_true", help="export the last checkpoint without training")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    training = EncoderTraining(steps=args.steps, lr=args.lr, seed=args.seed)
+    args = parse(parser, "encoder")
+    training = settings(EncoderTraining, args)
     targets = read_targets(args.out / "targets.npz")
     inventory = json.loads((args.out / "inventory.json").read_text(encoding="utf-8"))
     utterances = [u for members in read_corpora(args.corpus).values() for u in members]
     store = AudioStore(args.out)
     counts = np.bincount(np.concatenate([targets[u.id].units[:, 0] for u in utterances]), minlength=N_UNITS)
     silence_unit = int(np.argmax(counts * (np.array(inventory) == SILENCE)))
-    trainer = EncoderTrainer(EncoderData(store, targets, inventory, silence_unit, training), training, args.compile)
+    data = EncoderData(store, targets, inventory, silence_unit, training)
+    trainer = EncoderTrainer(data, training, args.compile, args.device)
     path = args.out / "encoder.ckpt"
     state = load_checkpoint(path)
     if state is not None:

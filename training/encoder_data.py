@@ -24,7 +24,8 @@ class EncoderTraining:
 
     The share of augmented crops grows from none to `augmented_share` over `clean_steps`. `phone_weight` weighs the loss
     over phones (the summed probability of their units) that gets a young encoder going, `spectrum_weight` the loss of a
-    linear read-out of the log mel spectrum from the convolution stack, which is not shipped.
+    linear read-out of the log mel spectrum from the convolution stack, which is not shipped. In `chunked_share` of the
+    steps attention is cut as a stream's is: `chunk_frames` at a time, with `look_ahead_frames` after them.
     """
 
     steps: int = 11200
@@ -39,6 +40,9 @@ class EncoderTraining:
     augmented_share: float = 0.8
     phone_weight: float = 0.5
     spectrum_weight: float = 0.3
+    chunked_share: float = 0.3
+    chunk_frames: int = 4
+    look_ahead_frames: int = 8
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 7
 
@@ -49,6 +53,8 @@ class EncoderTraining:
             raise ValueError(f"bad clean_steps, phone_weight or augmented_share: {self}")
         if not 0 <= self.unlabelled_share < 1 or not 0 <= self.silence_share <= 1:
             raise ValueError(f"bad shares: unlabelled {self.unlabelled_share}, silence {self.silence_share}")
+        if not 0 <= self.chunked_share <= 1 or self.chunk_frames < 1 or self.look_ahead_frames < 0:
+            raise ValueError(f"bad chunked_share, chunk_frames or look_ahead_frames: {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,12 @@ def read_targets(path: Path) -> dict[str, Targets]:
                 probs = arrays[f"{clip_id}/top_probs"].astype(np.float32)
                 targets[clip_id] = Targets(arrays[key].astype(np.int64), probs)
     return targets
+
+
+def chunked_attention(frames: int, chunk: int, look_ahead: int) -> Tensor:
+    """Which frames (columns) each frame may attend to: all before, its own chunk and `look_ahead` after it; [T, T]."""
+    at = torch.arange(frames)
+    return at[None] < ((at // chunk + 1) * chunk + look_ahead)[:, None]
 
 
 def source_frames(frames: int, first_sample: float, speed: float) -> Units:
@@ -166,3 +178,10 @@ class EncoderData:
             )
         sound, units, probs = (np.stack(column) for column in zip(*rows, strict=True))
         return torch.from_numpy(sound), torch.from_numpy(units), torch.from_numpy(probs)
+
+    def sees(self, step: int, frames: int) -> Tensor | None:
+        """The attention mask of a step, None for all of the crop."""
+        t = self.training
+        if np.random.default_rng((t.seed, step, 1)).random() >= t.chunked_share:
+            return None
+        return chunked_attention(frames, t.chunk_frames, t.look_ahead_frames)

@@ -26,6 +26,7 @@ from spiritrt.training.vocoder_data import speakers_of
 Floats = NDArray[np.float64]
 LOWEST_HZ, HIGHEST_HZ = 60.0, 450.0
 UNIT_HZ = RATE_HZ / HOP_SAMPLES
+QUIET = 1e-12  # power of what is silent: WORLD takes logarithms
 
 
 def pitch(samples: Floats) -> tuple[Floats, Floats]:
@@ -48,12 +49,22 @@ def note(f0: Floats) -> float:
 
 
 def flattened(samples: Floats, f0: Floats, times: Floats, note_hz: float) -> Floats:
-    """`samples` [N] with every voiced frame at `note_hz`; timing, timbre and noise stay."""
+    """`samples` [N] with every voiced frame at `note_hz`; timing, timbre and noise stay.
+
+    The pulses stand at multiples of the period from the first sample, through pauses as well: where the note is a
+    multiple of the unit rate, they stand at the same places of every unit, and voiced sound is a function of the units.
+    """
     import pyworld
 
     envelope = pyworld.cheaptrick(samples, f0, times, RATE_HZ)
-    noise = pyworld.d4c(samples, f0, times, RATE_HZ)
-    made = pyworld.synthesize(np.where(f0 > 0, note_hz, 0.0), envelope, noise, RATE_HZ)[: len(samples)]
+    noise_share = pyworld.d4c(samples, f0, times, RATE_HZ) ** 2
+    noise_share[f0 == 0] = 1.0
+    # one after the other, for WORLD's pulses begin anew after each pause
+    voiced = np.maximum(envelope * (1 - noise_share), QUIET)
+    rest = np.maximum(envelope * noise_share, QUIET)
+    pulses = pyworld.synthesize(np.full_like(f0, note_hz), voiced, np.zeros_like(envelope), RATE_HZ)
+    noise = pyworld.synthesize(np.zeros_like(f0), rest, np.ones_like(envelope), RATE_HZ)
+    made = (pulses + noise)[: len(samples)]
     return np.pad(made, (0, len(samples) - len(made)))
 
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from spiritrt.models.checkpoints import save_part
 from spiritrt.models.hubert import Hubert, HubertConfig, LinearQuantizer
+from spiritrt.training.arguments import CPU, add_settings, parse, settings
 from spiritrt.training.augment import Augmentation, augment
 from spiritrt.training.checkpoint import Average, Budget, Schedule, load_checkpoint, rounded, set_lr
 from spiritrt.training.corpora.manifest import AudioStore, Clip, cut_utterances, read_corpora
@@ -158,16 +159,16 @@ class Data:
 class MaskedTrainer:
     """Encoder, prediction head, optimizer and averaged weights of one stage."""
 
-    def __init__(self, data: Data, training: MaskedTraining, clusters: int) -> None:
+    def __init__(self, data: Data, training: MaskedTraining, clusters: int, device: torch.device = CPU) -> None:
         torch.manual_seed(training.seed)
-        self.data, self.training, self.clusters = data, training, clusters
+        self.data, self.training, self.clusters, self.device = data, training, clusters, device
         config = HubertConfig.from_official(HUBERT_CONFIG)
         width = config.encoder_embed_dim
         self.model = nn.ModuleDict({
             "hubert": Hubert(config, training.dropout), "head": nn.Linear(width, CODE_DIMS),
             "codes": nn.Embedding(clusters, CODE_DIMS),
-        })  # fmt: skip
-        self.hidden = nn.Parameter(0.1 * torch.randn(width))
+        }).to(device)  # fmt: skip
+        self.hidden = nn.Parameter((0.1 * torch.randn(width)).to(device))
         self.optimizer = torch.optim.AdamW(
             [*self.model.parameters(), self.hidden], training.lr, (0.9, 0.98), weight_decay=0.01
         )
@@ -177,13 +178,13 @@ class MaskedTrainer:
 
     def step(self) -> dict[str, float]:
         set_lr(self.optimizer, self.schedule(self.step_index))
-        _, heard, targets, mask = self.data.batch(self.step_index)
+        _, heard, targets, mask = (column.to(self.device) for column in self.data.batch(self.step_index))
         self.model.train()
         hubert = self.model["hubert"]
         assert isinstance(hubert, Hubert)
         local = hubert.post_extract_proj(hubert.layer_norm(hubert.feature_extractor(heard).transpose(1, 2)))
         made = self.model["head"](hubert.encoder(torch.where(mask[..., None], self.hidden, local)))[mask]
-        codes = self.model["codes"](torch.arange(self.clusters))
+        codes = self.model["codes"](torch.arange(self.clusters, device=self.device))
         logits = F.normalize(made, dim=-1) @ F.normalize(codes, dim=-1).T / TEMPERATURE
         loss = F.cross_entropy(logits, targets[mask])
         self.optimizer.zero_grad(set_to_none=True)
@@ -219,18 +220,21 @@ class MaskedTrainer:
 class QuantizerTrainer:
     """A linear quantizer on frozen features: CTC of the clean speech's units from disturbed speech."""
 
-    def __init__(self, data: Data, hubert: Hubert, training: MaskedTraining, clusters: int) -> None:
+    def __init__(
+        self, data: Data, hubert: Hubert, training: MaskedTraining, clusters: int, device: torch.device = CPU
+    ) -> None:
         torch.manual_seed(training.seed)
-        self.data, self.hubert, self.training, self.clusters = data, hubert.eval(), training, clusters
+        self.data, self.training, self.clusters, self.device = data, training, clusters, device
+        self.hubert = hubert.eval().to(device)
         width = hubert.config.encoder_embed_dim
-        self.model = LinearQuantizer(width, width, clusters)
+        self.model = LinearQuantizer(width, width, clusters).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), training.lr, weight_decay=0.01)
         self.schedule = Schedule(training.lr, training.steps, warmup=min(100, training.steps))
         self.step_index = 0
 
     def step(self) -> dict[str, float]:
         set_lr(self.optimizer, self.schedule(self.step_index))
-        _, heard, targets, _ = self.data.batch(self.step_index)
+        _, heard, targets, _ = (column.to(self.device) for column in self.data.batch(self.step_index))
         with torch.no_grad():
             features = torch.stack([layer_features(self.hubert, row, self.training.layer) for row in heard])
         logits = self.model(features)
@@ -287,26 +291,21 @@ def hubert_of(path: Path, clusters: int) -> Hubert:
 
 
 def main() -> None:
-    defaults = MaskedTraining()
     parser = argparse.ArgumentParser(description="Train HuBERT by masked prediction, and its linear quantizer.")
     parser.add_argument("--corpus", type=Path, nargs="+", required=True, help="folders with a manifest.jsonl")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, targets and logs")
     parser.add_argument("--stage", choices=("1", "2", "quantizer"), required=True)
     parser.add_argument("--model", type=Path, help="quantizer: family to export hubert and quantizer into")
     parser.add_argument("--clusters", type=int, default=500, help="units (stage 1: at most 100 of them)")
-    parser.add_argument("--layer", type=int, default=defaults.layer, help="layer of the features, 1-based")
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--steps", type=int, default=defaults.steps)
-    parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    add_settings(parser, MaskedTraining())
+    args = parse(parser, "hubert")
     args.out.mkdir(parents=True, exist_ok=True)
     if not (args.out / "audio.json").is_file():
         by_corpus = read_corpora(args.corpus)
         AudioStore.write(args.out, [pair for c, members in by_corpus.items() for pair in cut_utterances(c, members)])
     store = AudioStore(args.out)
-    training = MaskedTraining(steps=args.steps, layer=args.layer, seed=args.seed)
+    training = settings(MaskedTraining, args)
     first = min(100, args.clusters)
     budget = Budget(args.minutes)
     if args.stage == "1":
@@ -324,9 +323,9 @@ def main() -> None:
     path = args.out / (f"stage_{args.stage}.ckpt" if args.stage != "quantizer" else "quantizer.ckpt")
     trainer: MaskedTrainer | QuantizerTrainer
     trainer = (
-        QuantizerTrainer(data, before, training, count)
+        QuantizerTrainer(data, before, training, count, args.device)
         if args.stage == "quantizer"
-        else MaskedTrainer(data, training, count)
+        else MaskedTrainer(data, training, count, args.device)
     )
     state = load_checkpoint(path)
     if state is not None:

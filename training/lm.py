@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -31,6 +31,7 @@ from spiritrt.models.checkpoints import Checkpoint, find, save_part
 from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.models.weights import load_weights
 from spiritrt.tokens.text import Tokenizer
+from spiritrt.training.arguments import CPU, add_settings, parse, settings
 from spiritrt.training.batches import Batch, BatchStream
 from spiritrt.training.interleave import SpanPlan
 from spiritrt.training.lm_data import MIXES, Documents, load_documents
@@ -157,9 +158,9 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 class Trainer:
     """Model, optimizers and place in the data; `step` trains on one batch, `state` is all of it."""
 
-    def __init__(self, plan: Plan, stream: BatchStream, start: Start | None = None) -> None:
+    def __init__(self, plan: Plan, stream: BatchStream, start: Start | None = None, device: torch.device = CPU) -> None:
         torch.manual_seed(plan.seed)
-        self.plan, self.stream = plan, stream
+        self.plan, self.stream, self.device = plan, stream, device
         self.official = plan.official() if start is None else start.config
         self.reply = "chain" if start is None else start.reply
         self.known = [None if start is None else start.digest]  # what the family's folder held and may hold now
@@ -168,6 +169,7 @@ class Trainer:
             initialise(self.model)
         else:
             load_weights(self.model, start.tensors, ignore=("*.rotary_emb.inv_freq",))
+        self.model.to(device)
         matrices = [p for name, p in self.model.named_parameters() if p.ndim == 2 and ".layers." in name]
         chosen = {id(p) for p in matrices}
         others = [p for p in self.model.parameters() if id(p) not in chosen]
@@ -191,7 +193,7 @@ class Trainer:
         """One optimizer step; the loss of its batch in nats a token."""
         begin = time.monotonic()
         scale = min(1.0, (self.steps_done + 1) / self.plan.warmup_steps) * max(0.01, 1 - self.progress)
-        batch = self.stream.next()
+        batch = self.stream.next().to(self.device)
         loss = loss_of(self.model, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
@@ -224,7 +226,7 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Continue from `path`. Raises ValueError where the model there has another shape, or is another family's."""
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         mine, its = self.official, state.get("official", self.official)
         if differing := sorted(key for key in mine | its if mine.get(key) != its.get(key)):
             said = ", ".join(f"{key} {its.get(key)} there and {mine.get(key)} here" for key in differing)
@@ -245,7 +247,7 @@ class Trainer:
 
     def export(self, folder: Path, state: Path) -> None:
         """Write the `lm` part of a family, in bf16, and before it `state`, which must know what is written."""
-        tensors = {name: tensor.to(torch.bfloat16) for name, tensor in self.model.state_dict().items()}
+        tensors = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in self.model.state_dict().items()}
         self.known = [self.known[0], self.known[-1], digest_of(tensors)]  # a kill may leave the one before
         self.save(state)
         save_part(folder, "lm", self.official, tensors, reply=self.reply)
@@ -330,7 +332,6 @@ def main() -> None:
     )
     parser.add_argument("--export-minutes", type=float, default=10.0)
     parser.add_argument("--save-minutes", type=float, default=4.0)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shards", type=Path, nargs="+", default=[], help="train on these, and go on from --out's lm")
     parser.add_argument("--text", type=Path, nargs="+", default=[], help="with --shards: files of text")
     parser.add_argument("--context", type=int, default=512, help="with --shards: most tokens of a document")
@@ -346,12 +347,9 @@ def main() -> None:
     )
     parser.add_argument("--mix", choices=sorted(MIXES), default="nano", help="which documents, in which shares")
     parser.add_argument("--packed", action="store_true", help="several documents a row, none seeing another")
-    for entry in fields(Plan):
-        default = getattr(Plan(), entry.name)
-        parser.add_argument(f"--{entry.name.replace('_', '-')}", type=type(default), default=default)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    plan = Plan(**{entry.name: getattr(args, entry.name) for entry in fields(Plan)})
+    add_settings(parser, Plan())
+    args = parse(parser, "lm")
+    plan = settings(Plan, args)
     documents: Documents | ShardDocuments
     start: Start | None = None
     if args.shards:
@@ -359,7 +357,7 @@ def main() -> None:
         documents, start = from_shards(args.shards, args.text, args.out, plan, args.context, spans)
     else:
         documents = load_documents(args.units, NanoTokenizer(args.out), MIXES[args.mix], plan.seed, args.heard)
-    trainer = Trainer(plan, BatchStream(documents, plan.batch_tokens, packed=args.packed), start)
+    trainer = Trainer(plan, BatchStream(documents, plan.batch_tokens, packed=args.packed), start, args.device)
     args.work.mkdir(parents=True, exist_ok=True)
     if (args.work / "lm.pt").exists():
         trainer.load(args.work / "lm.pt")

@@ -1,4 +1,4 @@
-"""Spectral losses of the vocoder: log mel and log magnitude distances at several window lengths."""
+"""Losses of the vocoder: log spectra at several window lengths, and what a frozen speech encoder hears."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from spiritrt.models.hubert import Hubert
 
 FLOOR = 1e-4
 
@@ -64,3 +66,30 @@ class SpectralLoss(nn.Module):
                 + (a - b).norm() / b.norm().clamp_min(1e-3)
             )
         return total / len(self.resolutions)
+
+
+class HearingLoss(nn.Module):
+    """Mean relative L1 distance of the inner features of a frozen encoder; [B, N] and [B, N] to a scalar.
+
+    What no log spectrum weighs by itself: which differences matter to one who listens for the words. The features are
+    those of every convolution from the third on (before it they are little more than the sound) and of every layer.
+    """
+
+    def __init__(self, hubert: Hubert) -> None:
+        super().__init__()
+        self.hubert = hubert.eval().requires_grad_(False)
+        self.kept: list[Tensor] = []
+        for module in (*hubert.feature_extractor.conv_layers[2:], *hubert.encoder.layers):
+            module.register_forward_hook(lambda _module, _inputs, output: self.kept.append(output))
+
+    def features(self, samples: Tensor) -> list[Tensor]:
+        self.kept.clear()
+        self.hubert(samples)
+        return list(self.kept)
+
+    def forward(self, made: Tensor, real: Tensor) -> Tensor:
+        with torch.no_grad():
+            of_real = self.features(real)
+        distances = [(a - b).abs().mean() / b.abs().mean() for a, b in zip(self.features(made), of_real, strict=True)]
+        self.kept.clear()
+        return torch.stack(distances).mean()

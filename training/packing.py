@@ -47,6 +47,9 @@ class Packed:
         """Ids with a loss weight: what is learnt from."""
         return int(self.weights.ne(0).sum())
 
+    def to(self, device: torch.device) -> "Packed":
+        return Packed(*(column.to(device) for column in (self.ids, self.weights, self.positions, self.documents)))
+
     @property
     def share(self) -> float:
         """Share of the batch that is not padding."""

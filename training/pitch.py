@@ -32,6 +32,7 @@ from spiritrt.models.pitch import (
     PitchTracker,
     YaaptTracker,
 )
+from spiritrt.training.arguments import CPU, add_settings, parse, settings
 from spiritrt.training.checkpoint import Budget, Schedule, load_checkpoint, set_lr
 from spiritrt.training.corpora.manifest import cut_utterances, read_corpora
 from spiritrt.training.loop import train
@@ -129,28 +130,28 @@ class PitchData:
 class PitchTrainer:
     """Quantizer, decoder, optimizer and the codebook's averages; `step()` returns the figures of one step."""
 
-    def __init__(self, data: PitchData, training: PitchTraining) -> None:
+    def __init__(self, data: PitchData, training: PitchTraining, device: torch.device = CPU) -> None:
         torch.manual_seed(training.seed)
-        self.data, self.training = data, training
+        self.data, self.training, self.device = data, training, device
         config = PitchQuantizerConfig.from_official(OFFICIAL_CONFIG)
-        self.quantizer, self.decoder = PitchQuantizer(config), PitchDecoder(config)
+        self.quantizer, self.decoder = PitchQuantizer(config).to(device), PitchDecoder(config).to(device)
         self.optimizer = torch.optim.AdamW(
             [*self.quantizer.encoder.parameters(), *self.decoder.parameters()], training.lr, (0.9, 0.98)
         )
         self.schedule = Schedule(training.lr, training.steps, warmup=min(100, training.steps))
         self.codes: Tensor = dict(self.quantizer.named_buffers())["vq.level_blocks.0.k"]
-        self.use = torch.ones(config.l_bins)
+        self.use = torch.ones(config.l_bins, device=device)
         self.sums = torch.zeros_like(self.codes)
         self.step_index = 0
 
     def step(self) -> dict[str, float]:
         t = self.training
         set_lr(self.optimizer, self.schedule(self.step_index))
-        features = self.data.batch(self.step_index)
+        features = self.data.batch(self.step_index).to(self.device)
         encoded = self.quantizer.encoder(features)  # [B, D, T]
         flat = encoded.detach().transpose(1, 2).reshape(-1, encoded.shape[1])
         if self.step_index == 0:
-            self._restart(torch.ones(len(self.codes), dtype=torch.bool), flat)
+            self._restart(torch.ones_like(self.use, dtype=torch.bool), flat)
         chosen = self.quantizer.vq(encoded.detach().transpose(1, 2)).argmax(-1)  # [B, T]
         vectors = self.codes[chosen].transpose(1, 2)
         commitment = F.mse_loss(encoded, vectors)
@@ -191,7 +192,7 @@ class PitchTrainer:
         count = int(which.sum())
         if count:
             generator = torch.Generator().manual_seed(self.training.seed * 1_000_003 + self.step_index)
-            drawn = flat[torch.randint(len(flat), (count,), generator=generator)]
+            drawn = flat[torch.randint(len(flat), (count,), generator=generator).to(flat.device)]
             self.codes[which] = drawn
             self.use[which] = len(flat) / len(self.codes)
             self.sums[which] = drawn * self.use[which][:, None]
@@ -212,7 +213,7 @@ class PitchTrainer:
 
     def shipped(self) -> dict[str, Tensor]:
         """Weights of the quantizer for F0 in Hz, as the `pitch` part of a family."""
-        tensors = {name: value.detach().clone() for name, value in self.quantizer.state_dict().items()}
+        tensors = {n: value.detach().to("cpu", copy=True) for n, value in self.quantizer.state_dict().items()}
         first = next(name for name in tensors if name.endswith("weight"))
         tensors[first][:, 0] /= SCALE_HZ
         return tensors
@@ -252,7 +253,7 @@ def evaluate(trainer: PitchTrainer, features: Sequence[Floats]) -> dict[str, flo
         length = row.shape[1] // 16 * 16
         if length < 16:
             continue
-        given = torch.from_numpy(row[None, :, :length].astype(np.float32)).clone()
+        given = torch.from_numpy(row[None, :, :length].astype(np.float32)).to(trainer.device, copy=True)
         given[:, 0] /= SCALE_HZ
         chosen = trainer.quantizer(given).argmax(-1)
         made = trainer.decoder(trainer.codes[chosen].transpose(1, 2))
@@ -272,22 +273,18 @@ def evaluate(trainer: PitchTrainer, features: Sequence[Floats]) -> dict[str, flo
 
 
 def main() -> None:
-    defaults = PitchTraining()
     parser = argparse.ArgumentParser(description="Train the F0 VQ-VAE and export it as a family's pitch part.")
     parser.add_argument("--corpus", type=Path, nargs="+", required=True, help="folders with a manifest.jsonl")
     parser.add_argument("--out", type=Path, default=Path("build/nano"), help="folder of pitch.ckpt, f0.npz, pitch.log")
     parser.add_argument("--model", type=Path, required=True, help="family to export into")
     parser.add_argument("--tracker", choices=("fcpe", "yaapt"), default="fcpe")
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--steps", type=int, default=defaults.steps)
-    parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    add_settings(parser, PitchTraining())
+    args = parse(parser, "pitch")
     tracker: PitchTracker = FcpeTracker() if args.tracker == "fcpe" else YaaptTracker()
     features, held_out = track_corpora(args.corpus, tracker, args.out / "f0.npz")
-    training = PitchTraining(steps=args.steps, seed=args.seed)
-    trainer = PitchTrainer(PitchData(features, training), training)
+    training = settings(PitchTraining, args)
+    trainer = PitchTrainer(PitchData(features, training), training, args.device)
     state = load_checkpoint(args.out / "pitch.ckpt")
     if state is not None:
         trainer.resume(state)

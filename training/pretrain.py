@@ -1,6 +1,6 @@
 """Continued pretraining of a Spirit LM of any size on shards, on one process or many (FSDP2).
 
-    python -m spiritrt.training.pretrain --config training/configs/nano.yaml
+    python -m spiritrt.training.pretrain --config training/configs/continue.yaml
     torchrun --nproc-per-node 8 -m spiritrt.training.pretrain --config training/configs/paper-7b.yaml
 
 AdamW at a constant rate after warm-up, as the paper trains. A step is `tokens_a_step` tokens in micro-batches of

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from spiritrt.models.checkpoints import save_part
 from spiritrt.models.style import StyleClassifier, StyleConfig, encode_style
+from spiritrt.training.arguments import CPU, add_settings, parse, settings
 from spiritrt.training.augment import Augmentation, augment
 from spiritrt.training.checkpoint import (
     Average,
@@ -109,11 +110,11 @@ class StyleData:
 class StyleTrainer:
     """Classifier, optimizer and averaged weights; `step()` returns the figures of one step."""
 
-    def __init__(self, data: StyleData, training: StyleTraining) -> None:
+    def __init__(self, data: StyleData, training: StyleTraining, device: torch.device = CPU) -> None:
         torch.manual_seed(training.seed)
-        self.data, self.training = data, training
+        self.data, self.training, self.device = data, training, device
         self.config = official_config(data.styles)
-        self.model = StyleClassifier(StyleConfig.from_official(self.config))
+        self.model = StyleClassifier(StyleConfig.from_official(self.config)).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), training.lr, (0.9, 0.98), weight_decay=0.02)
         self.schedule = Schedule(training.lr, training.steps, warmup=min(100, training.steps))
         self.average = Average(self.model)
@@ -121,7 +122,7 @@ class StyleTrainer:
 
     def step(self) -> dict[str, float]:
         set_lr(self.optimizer, self.schedule(self.step_index))
-        sound, labels = self.data.batch(self.step_index)
+        sound, labels = (column.to(self.device) for column in self.data.batch(self.step_index))
         logits = self.model.train()(sound)  # [B, seconds, styles]
         targets = labels[:, None].expand(logits.shape[:2])
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=self.training.smoothing)
@@ -196,21 +197,17 @@ def evaluate(model: StyleClassifier, styles: Sequence[str], clips: Sequence[tupl
 
 
 def main() -> None:
-    defaults = StyleTraining()
     parser = argparse.ArgumentParser(description="Train the style classifier and export it as a family's style part.")
     parser.add_argument("--corpus", type=Path, nargs="+", required=True, help="folders with a manifest.jsonl")
     parser.add_argument("--out", type=Path, default=Path("build/nano"), help="folder of style.ckpt and style.log")
     parser.add_argument("--model", type=Path, required=True, help="family to export into")
     parser.add_argument("--voices", action="store_true", help="classes of their own for women's and for men's voices")
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--steps", type=int, default=defaults.steps)
-    parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    add_settings(parser, StyleTraining())
+    args = parse(parser, "style")
     clips, held_out = read_clips(args.corpus, args.voices)
-    training = StyleTraining(steps=args.steps, seed=args.seed)
-    trainer = StyleTrainer(StyleData(clips, training), training)
+    training = settings(StyleTraining, args)
+    trainer = StyleTrainer(StyleData(clips, training), training, args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     state = load_checkpoint(args.out / "style.ckpt")
     if state is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from spiritrt.training.arguments import parse
 from spiritrt.training.corpora.text import exchange, sentence
 
 TEXT_SIZE = 1024
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument("--exchanges", type=int, default=40000)
     parser.add_argument("--sentences", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parse(parser, "tokenizer", device=False)
     train(training_lines(args.units, args.exchanges, args.sentences, args.seed), args.out)
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spiritrt.evaluation.recognition import whisper_folder
+from spiritrt.training.arguments import add_settings, parse, settings
 from spiritrt.training.clusters import SILENCE, Clusters, Floats, Ints, main_axes, smooth_over_segments
 from spiritrt.training.corpora.manifest import (
     RATE_HZ,
@@ -371,20 +372,15 @@ def build(corpora: Sequence[Path], out: Path, plan: UnitPlan, unlabelled: Path |
 
 
 def main() -> None:
-    defaults = UnitPlan()
     parser = argparse.ArgumentParser(description="Make unit targets for the encoder from a corpus with phone times.")
     parser.add_argument(
         "--corpus", type=Path, nargs="+", default=[Path("../shared/corpus")], help="folders with a manifest.jsonl"
     )
     parser.add_argument("--out", type=Path, default=Path("build/nano"))
     parser.add_argument("--unlabelled", type=Path, help="folder of more speech without labels (teacher posteriors)")
-    parser.add_argument("--segment-share", type=float, default=defaults.segment_share)
-    parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    plan = UnitPlan(segment_share=args.segment_share, seed=args.seed)
-    print(json.dumps(build(args.corpus, args.out, plan, args.unlabelled), indent=1))
+    add_settings(parser, UnitPlan(), but=("n_units",))
+    args = parse(parser, "units", device=False)
+    print(json.dumps(build(args.corpus, args.out, settings(UnitPlan, args), args.unlabelled), indent=1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Training of the unit HiFi-GAN: spectral losses first, then two light discriminators, then the duration predictor.
+"""Training of the unit HiFi-GAN: spectral losses and what the encoder hears, then two light discriminators (optional),
+then the duration predictor.
 
 Units carry no pitch, and what the input cannot tell the output can only blur: `spiritrt.training.flatten` puts the
 sound on one note a voice first. With `--shards` of an Expressive family pitch and style codes are inputs as well, and
@@ -21,12 +22,14 @@ from torch.nn.utils.parametrizations import weight_norm
 from tqdm import tqdm
 
 from spiritrt.models.checkpoints import find, save_part
+from spiritrt.models.hubert import Hubert, hubert_from_official
 from spiritrt.models.vocoder import ResidualBlock, Vocoder, VocoderConfig, vocoder_from_official
+from spiritrt.training.arguments import CPU, add_settings, parse, settings
 from spiritrt.training.checkpoint import Average, Budget, Schedule, load_checkpoint, rounded, set_lr
 from spiritrt.training.corpora.manifest import AudioStore
 from spiritrt.training.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
 from spiritrt.training.loop import train
-from spiritrt.training.losses import SpectralLoss
+from spiritrt.training.losses import HearingLoss, SpectralLoss
 from spiritrt.training.units import HOP_SAMPLES
 from spiritrt.training.vocoder_data import (
     OFFICIAL_CONFIG,
@@ -39,8 +42,8 @@ from spiritrt.training.vocoder_data import (
     speakers_of,
 )
 
-# at the sound, the gradients of both are then about as large as that of the spectral loss
-ADVERSARIAL_WEIGHT, FEATURE_WEIGHT = 8.0, 60.0
+# at the sound, the gradient of each is then about as large as that of the spectral loss
+ADVERSARIAL_WEIGHT, FEATURE_WEIGHT, HEARING_WEIGHT = 8.0, 60.0, 2.0
 
 
 def build_vocoder(config: Mapping[str, object] = OFFICIAL_CONFIG) -> Vocoder:
@@ -147,18 +150,23 @@ class VocoderTrainer:
         training: VocoderTraining,
         config: Mapping[str, object] = OFFICIAL_CONFIG,
         base: Vocoder | None = None,
+        hubert: Hubert | None = None,
+        device: torch.device = CPU,
     ) -> None:
-        """`base` is a Base vocoder whose weights an Expressive one begins with."""
+        """`base` is a Base vocoder whose weights an Expressive one begins with; `hubert` listens to what is made."""
         torch.manual_seed(training.seed)
-        self.data, self.training, self.config = data, training, dict(config)
+        self.data, self.training, self.config, self.device = data, training, dict(config), device
         self.vocoder, self.discriminators = build_vocoder(config), Discriminators()
         if base is not None:
             begin_from(self.vocoder, base)
+        self.vocoder.to(device)
+        self.discriminators.to(device)
         trained = [p for n, p in self.vocoder.named_parameters() if not n.startswith("dur_predictor")]
         self.optimizer = torch.optim.AdamW(trained, lr=training.lr, betas=(0.8, 0.99), weight_decay=0.0)
         self.d_optimizer = torch.optim.AdamW(self.discriminators.parameters(), lr=training.gan_lr, betas=(0.8, 0.99))
         self.average = Average(self.vocoder)
-        self.loss = SpectralLoss()
+        self.loss = SpectralLoss().to(device)
+        self.hearing = HearingLoss(hubert).to(device) if hubert else None
         self.step_index = 0
 
     def learning_rate(self) -> float:
@@ -169,13 +177,17 @@ class VocoderTrainer:
 
     def step(self) -> dict[str, float]:
         t = self.training
-        crops = self.data.batch(self.step_index)
+        crops = self.data.batch(self.step_index).to(self.device)
         real = crops.sound
         set_lr(self.optimizer, self.learning_rate())
         made = self.vocoder(crops.units, crops.speakers, pitch=crops.pitch, style=crops.style)
         spectral = self.loss(made, real)
         losses = {"spectral": float(spectral.detach())}
         total = spectral
+        if self.hearing:
+            heard = self.hearing(made, real)
+            total = total + HEARING_WEIGHT * heard
+            losses["heard"] = float(heard.detach())
         if self.step_index >= t.gan_from:
             rng = np.random.default_rng((t.seed, self.step_index, 1))
             first = int(rng.integers(t.frames - t.gan_frames + 1)) * HOP_SAMPLES
@@ -190,7 +202,7 @@ class VocoderTrainer:
             of_made = self.discriminators(a)
             self.discriminators.requires_grad_(True)
             adversarial, features = adversarial_loss(of_made), feature_loss(of_made, of_real)
-            total = spectral + ADVERSARIAL_WEIGHT * adversarial + FEATURE_WEIGHT * features
+            total = total + ADVERSARIAL_WEIGHT * adversarial + FEATURE_WEIGHT * features
             losses |= {"d": float(d_loss.detach()), "g": float(adversarial.detach()), "fm": float(features.detach())}
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -225,22 +237,17 @@ def export(trainer: VocoderTrainer, model: Path, lines: list[Units], held_out: l
 
 
 def main() -> None:
-    defaults = VocoderTraining()
     parser = argparse.ArgumentParser(description="Train the unit vocoder and export it.")
     parser.add_argument(
         "--out", type=Path, default=Path("build/nano"), help="folder that spiritrt.training.units wrote"
     )
     parser.add_argument("--model", type=Path, default=Path("build/nano/model"), help="family to export into")
     parser.add_argument("--minutes", type=float, default=80)
-    parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--gan-from", type=int, help="step at which discriminators join (default: never)")
-    parser.add_argument("--batch", type=int, default=defaults.batch)
-    parser.add_argument("--frames", type=int, default=defaults.frames)
-    parser.add_argument("--lr", type=float, default=defaults.lr)
-    parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--threads", type=int, default=1)
+    add_settings(parser, VocoderTraining(), but=("gan_from", "speakers"))
     parser.add_argument("--sound", type=Path, help="folder of the sound to make, where it is not that of --out")
     parser.add_argument("--speakers", nargs="+", help="voices to learn (default: nano's own, else all that are there)")
+    parser.add_argument("--spectral-only", action="store_true", help="for a family without an encoder to listen with")
     parser.add_argument("--export-only", action="store_true", help="export the last checkpoint without training")
     parser.add_argument(
         "--shards", type=Path, nargs="+", default=[], help="of an Expressive family: its codes as inputs"
@@ -248,15 +255,12 @@ def main() -> None:
     parser.add_argument("--begin", help="with --shards: a Base family whose vocoder it begins with")
     wide = OFFICIAL_CONFIG["upsample_initial_channel"]
     parser.add_argument("--channels", type=int, default=wide, help="of the first layer; halved by each of the others")
-    args = parser.parse_args()
+    args = parse(parser, "vocoder")
     if args.begin and args.channels != wide:
         parser.error(f"--begin has a vocoder of {wide} channels, not {args.channels}: leave out one of the two")
-    torch.set_num_threads(args.threads)
     sound = AudioStore(args.sound or args.out)
-    training = VocoderTraining(
-        steps=args.steps, gan_from=args.gan_from or args.steps, batch=args.batch, frames=args.frames, lr=args.lr,
-        seed=args.seed, speakers=speakers_of(sound, args.speakers),
-    )  # fmt: skip
+    speakers = speakers_of(sound, args.speakers)
+    training = settings(VocoderTraining, args, gan_from=args.gan_from or args.steps, speakers=speakers)
     with np.load(args.out / "targets.npz") as arrays:
         targets = {k.removesuffix("/units"): arrays[k].astype(np.int64) for k in arrays.files if k.endswith("/units")}
     files = [args.out / "encoder_units.jsonl", args.out / "encoder_units_noisy.jsonl"]
@@ -271,7 +275,12 @@ def main() -> None:
             part = find(args.begin).part("vocoder")
             base = vocoder_from_official(part.config, part.load())
     config = training.named(config) | {"upsample_initial_channel": args.channels}
-    trainer = VocoderTrainer(VocoderData(sound, targets, encoded, inventory, training, codes), training, config, base)
+    hubert = None
+    if not args.spectral_only:
+        part = find(str(args.model)).part("hubert")
+        hubert = hubert_from_official(part.config, part.load())
+    data = VocoderData(sound, targets, encoded, inventory, training, codes)
+    trainer = VocoderTrainer(data, training, config, base, hubert, args.device)
     path = args.out / f"{name}.ckpt"
     state = load_checkpoint(path)
     if state is not None:

@@ -83,6 +83,10 @@ class Crops:
     pitch: Tensor | None = None
     style: Tensor | None = None
 
+    def to(self, device: torch.device) -> "Crops":
+        columns = (self.units, self.speakers, self.sound, self.pitch, self.style)
+        return Crops(*(None if column is None else column.to(device) for column in columns))  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True, slots=True)
 class VocoderTraining:

@@ -198,14 +198,17 @@ class Encoder(nn.Module):
         self.layer_norm = nn.LayerNorm(width)
         self.layers = nn.ModuleList(EncoderLayer(config, dropout) for _ in range(config.output_layer))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sees: Tensor | None = None) -> Tensor:
+        """[B, T, D] to [B, T, D]; `sees` [T, T], bool: which frames (columns) each may attend to, by default all."""
         x = x + self.pos_conv(x.transpose(1, 2)).transpose(1, 2)
         if not self.config.layer_norm_first:
             x = self.layer_norm(x)
         frames = x.shape[1]
         padding = -frames % self.config.required_seq_len_multiple
-        mask = None
+        mask = sees
         if padding:
+            if sees is not None:
+                raise ValueError(f"a mask needs whole blocks: {frames} frames, blocks of {frames + padding}")
             x = F.pad(x, (0, 0, 0, padding))
             mask = (torch.arange(frames + padding, device=x.device) < frames)[None, None, None]  # [1, 1, 1, T]
         for layer in self.layers:

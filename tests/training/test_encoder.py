@@ -10,12 +10,19 @@ import pytest
 import torch
 
 from spiritrt.models.checkpoints import find
-from spiritrt.models.hubert import encode_units, hubert_from_official, quantizer_from_official
+from spiritrt.models.hubert import Hubert, HubertConfig, encode_units, hubert_from_official, quantizer_from_official
 from spiritrt.training.augment import Augmentation, augment, change_speed
 from spiritrt.training.checkpoint import Budget, Schedule, count_parameters, load_checkpoint, save_checkpoint
 from spiritrt.training.corpora.manifest import AudioStore, Clip
-from spiritrt.training.encoder import N_UNITS, EncoderTrainer, export, frame_spectra
-from spiritrt.training.encoder_data import EncoderData, EncoderTraining, Targets, read_targets, source_frames
+from spiritrt.training.encoder import HUBERT_CONFIG, N_UNITS, EncoderTrainer, export, frame_spectra
+from spiritrt.training.encoder_data import (
+    EncoderData,
+    EncoderTraining,
+    Targets,
+    chunked_attention,
+    read_targets,
+    source_frames,
+)
 from spiritrt.training.loop import train
 from spiritrt.training.units import frame_count
 
@@ -113,6 +120,28 @@ def test_a_few_steps_learn_and_a_resumed_run_repeats(tmp_path):
     assert state is not None
     resumed.resume(state)
     assert [resumed.step()["loss"] for _ in range(2)] == following
+
+
+def test_chunked_attention_sees_its_chunk_and_a_bounded_future():
+    mask = chunked_attention(10, chunk=4, look_ahead=2)
+    assert mask[0].tolist() == mask[3].tolist() == [True] * 6 + [False] * 4
+    assert mask[4].tolist() == [True] * 10
+    assert torch.equal(chunked_attention(5, 1, 0), torch.ones(5, 5).tril().bool())
+    torch.manual_seed(0)
+    encoder = Hubert(HubertConfig.from_official(HUBERT_CONFIG | {"output_layer": 1})).eval().encoder
+    x = torch.randn(1, 40, 256)
+    other = torch.cat([x[:, :30], torch.randn(1, 10, 256)], dim=1)
+    near, whole = (encoder(x, sees) - encoder(other, sees) for sees in (chunked_attention(40, 4, 8), None))
+    # the positional convolution of 16 reaches 8 frames back by itself
+    assert near[:, :8].abs().max() < 1e-5 < whole[:, :8].abs().max()
+
+
+def test_a_share_of_the_steps_has_the_attention_of_a_stream(tmp_path):
+    steps = [toy(tmp_path, chunked_share=share).sees(step, 20) for share in (0.0, 0.5, 1.0) for step in range(40)]
+    assert all(mask is None for mask in steps[:40]) and all(mask is not None for mask in steps[80:])
+    assert 10 < sum(mask is not None for mask in steps[40:80]) < 30
+    with pytest.raises(ValueError, match="chunked_share"):
+        EncoderTraining(chunked_share=1.5)
 
 
 def test_export_loads_and_gives_the_same_units(tmp_path):

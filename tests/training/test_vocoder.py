@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from spiritrt.models.checkpoints import find
+from spiritrt.models.hubert import Hubert, HubertConfig
 from spiritrt.models.vocoder import vocode_frames, vocode_units, vocoder_from_official
 from spiritrt.training.checkpoint import count_parameters, load_checkpoint, save_checkpoint
 from spiritrt.training.corpora.manifest import AudioStore, Clip
 from spiritrt.training.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
-from spiritrt.training.losses import SpectralLoss, mel_filters
+from spiritrt.training.encoder import HUBERT_CONFIG
+from spiritrt.training.losses import HearingLoss, SpectralLoss, mel_filters
 from spiritrt.training.shards import Tokenized
 from spiritrt.training.vocoder import VocoderTrainer, build_vocoder, duration_error, export, fit_durations, folded
 from spiritrt.training.vocoder_data import (
@@ -102,6 +104,19 @@ def test_spectral_loss_is_zero_on_itself_and_grows_with_distance():
     assert 0 < loss(b, a) < loss(c, a)
 
 
+def test_hearing_loss_is_zero_on_itself_and_leaves_the_encoder_alone():
+    torch.manual_seed(0)
+    loss = HearingLoss(Hubert(HubertConfig.from_official(HUBERT_CONFIG)))
+    real = torch.randn(2, 6400) * 0.1
+    made = (real + 0.01 * torch.randn_like(real)).requires_grad_()
+    assert loss(real, real) == 0
+    near, far = loss(made, real), loss(torch.randn_like(real) * 0.1, real)
+    assert 0 < near < far
+    near.backward()
+    assert made.grad is not None and made.grad.norm() > 0 and not loss.kept
+    assert all(p.grad is None for p in loss.parameters())
+
+
 def test_mel_filters_cover_the_band():
     filters = mel_filters(24, 512, 16000)
     assert filters.shape == (24, 257) and filters.min() == 0
@@ -144,16 +159,18 @@ def test_durations_are_learnt():
     assert figures["duration_error_frames"] < 0.35 and figures["length_ratio"] == pytest.approx(1, abs=0.15)
 
 
-@pytest.mark.parametrize("gan_from", [0, 1000])
-def test_a_few_steps_learn_and_a_resumed_run_repeats(tmp_path, gan_from):
+@pytest.mark.parametrize(("gan_from", "hears"), [(0, False), (1000, False), (1000, True)])
+def test_a_few_steps_learn_and_a_resumed_run_repeats(tmp_path, gan_from, hears):
     training = VocoderTraining(steps=50, gan_from=gan_from, batch=1, frames=8, gan_frames=4)
     data = toy(tmp_path, training)
-    trainer = VocoderTrainer(data, training)
+    torch.manual_seed(0)
+    hubert = Hubert(HubertConfig.from_official(HUBERT_CONFIG)) if hears else None
+    trainer = VocoderTrainer(data, training, hubert=hubert)
     losses = [trainer.step()["spectral"] for _ in range(8)]
     assert min(losses[-3:]) < losses[0]
     save_checkpoint(tmp_path / "v.ckpt", trainer.state())
     following = [trainer.step() for _ in range(2)]
-    resumed = VocoderTrainer(data, training)
+    resumed = VocoderTrainer(data, training, hubert=hubert)
     state = load_checkpoint(tmp_path / "v.ckpt")
     assert state is not None
     resumed.resume(state)

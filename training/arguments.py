@@ -1,0 +1,83 @@
+"""What the trainers' command lines share: settings from a YAML file, threads and a device.
+
+A file has one section a trainer, by the name of its module, with its options in their long names (`configs/family.yaml`
+makes a family like nano). What the command line says as well wins.
+"""
+
+import argparse
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+import yaml
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+CPU = torch.device("cpu")
+Settings = TypeVar("Settings", bound="DataclassInstance")
+
+
+def parse(
+    parser: argparse.ArgumentParser, section: str, argv: Sequence[str] | None = None, device: bool = True
+) -> argparse.Namespace:
+    """The arguments of a trainer; adds `--config`, `--threads` and `--device`, and sets torch's threads.
+
+    `argv` is the process's own by default. A file that cannot be read, or says what `parser` does not know, ends the
+    process with a usage error, as an argument would.
+    """
+    parser.add_argument("--config", type=Path, help=f"YAML file with these options in its section {section!r}")
+    parser.add_argument("--threads", type=int, default=1)
+    if device:
+        parser.add_argument("--device", type=torch.device, default=CPU, help="cpu, cuda, cuda:1 ...")
+    line = list(sys.argv[1:] if argv is None else argv)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", type=Path)
+    file: Path | None = early.parse_known_args(line)[0].config
+    try:
+        said = [] if file is None else options(file, section)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        parser.error(str(error))
+    args = parser.parse_args(said + line)
+    if device and args.device.type == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device {args.device}: this torch sees no CUDA device; leave it out for the CPU")
+    torch.set_num_threads(args.threads)
+    return args
+
+
+def add_settings(parser: argparse.ArgumentParser, defaults: "DataclassInstance", but: Collection[str] = ()) -> None:
+    """An option for every number, text and tuple of them in a dataclass, `but` those of these names."""
+    for entry in fields(defaults):
+        value = getattr(defaults, entry.name)
+        many = isinstance(value, tuple)
+        kind = type(value[0] if many else value)
+        if entry.name not in but and kind in (int, float, str):
+            flag = f"--{entry.name.replace('_', '-')}"
+            parser.add_argument(flag, type=kind, default=value, nargs="+" if many else None)
+
+
+def settings(kind: type[Settings], args: argparse.Namespace, **others: object) -> Settings:
+    """The dataclass that `add_settings` was given, with the values of `args` and `others`."""
+    given = {entry.name: getattr(args, entry.name) for entry in fields(kind) if hasattr(args, entry.name)}
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()} | others)
+
+
+def options(file: Path, section: str) -> list[str]:
+    """A section of a YAML file as a command line; empty where the file has no such section.
+
+    Raises ValueError where the file, or the section, is no mapping.
+    """
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not isinstance(content.get(section, {}), dict):
+        raise ValueError(f"{file}: not a mapping of sections to options")
+    line = []
+    for name, value in content.get(section, {}).items():
+        if value is False:
+            continue
+        line.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            line += [str(item) for item in (value if isinstance(value, list) else [value])]
+    return line
