@@ -44,6 +44,7 @@ from spiritrt.training.vocoder_data import (
 
 # at the sound, the gradient of each is then about as large as that of the spectral loss
 ADVERSARIAL_WEIGHT, FEATURE_WEIGHT, HEARING_WEIGHT = 8.0, 60.0, 2.0
+LENGTH_LINES = 200  # on which the length of whole lines is measured
 
 
 def build_vocoder(config: Mapping[str, object] = OFFICIAL_CONFIG) -> Vocoder:
@@ -128,6 +129,15 @@ def fit_durations(vocoder: Vocoder, lines: list[Units], seed: int, steps: int, b
         loss.backward()
         optimizer.step()
     vocoder.eval()
+    # a mean of logarithms, rounded, falls short of the mean: the constant makes whole lines as long as they were
+    with torch.no_grad():
+        fitted, low, high = predictor.proj.bias.clone(), -0.5, 0.5
+        spread = lines[:: max(1, len(lines) // LENGTH_LINES)]
+        for _ in range(8):
+            middle = (low + high) / 2
+            predictor.proj.bias.copy_(fitted + middle)
+            short = duration_error(vocoder, spread)["length_ratio"] < 1
+            low, high = (middle, high) if short else (low, middle)
 
 
 @torch.no_grad()
@@ -288,8 +298,9 @@ def main() -> None:
     if not args.export_only:
         train(trainer, training.steps, path, path.with_suffix(".log"), Budget(args.minutes))
     neutral = [clip for clip in store.clips.values() if clip.style == "neutral" and clip.id in targets]
+    kinds = [*encoded[:1], targets]  # what an encoder hears, and what a language model says
     lines, held_out = (
-        [(encoded[0] if encoded else targets)[clip.id] for clip in neutral if (clip.split == "train") == trained]
+        [kind[clip.id] for kind in kinds for clip in neutral if (clip.split == "train") == trained and clip.id in kind]
         for trained in (True, False)
     )
     print(json.dumps(export(trainer, args.model, lines, held_out)))

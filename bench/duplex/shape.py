@@ -12,9 +12,7 @@ import torch
 from spiritrt.bench.shapes import Preset, preset
 from spiritrt.duplex.reply_tokens import Language, Mask
 from spiritrt.duplex.stages import Stages
-from spiritrt.duplex.token_streams import ReplyVoices, TurnEncoder
 from spiritrt.engine.engine import Engine
-from spiritrt.engine.steps import Row
 from spiritrt.engine.weights import pack, random_tensors, unpack
 from spiritrt.models.family import Family
 from spiritrt.tokens.vocabulary import BOS
@@ -45,25 +43,12 @@ def random_stages(
         unpack(of.config, packed, dtype), 2 * sessions + 2, tokens, cache=cache, kernels=kernels, progress=False
     )
     language = Language(of.vocabulary, _no_text, False, engine.context, (BOS,))
-    slot = engine.open()
-    engine.step([Row(slot, (BOS,), draw=False)])
     speech = torch.zeros(of.config.vocab_size, dtype=torch.bool)
     sounding = min(of.vocabulary.units, family.vocoder.dict.num_embeddings)
     speech[of.vocabulary.first_unit : of.vocabulary.first_unit + sounding] = True
     mask = engine.mask(speech)
     masks: dict[Mask, int] = {"speech": mask, "text": mask, "text_end": mask}
-    alone = not cuda
-    return Stages(
-        family,
-        language,
-        TurnEncoder(family, sessions + 1, alone),
-        engine,
-        ReplyVoices(family, sessions + 1, alone),
-        masks,
-        slot,
-        sessions,
-        alone,
-    )
+    return Stages.around(family, language, engine, masks, sessions, alone=not cuda)
 
 
 def fitting(of: Preset, family: Family) -> Preset:

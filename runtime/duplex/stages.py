@@ -104,22 +104,26 @@ class Stages:
             family, 2 * sessions + 2, tokens, weights=weights, cache=cache, kernels=kernels, progress=progress
         )
         language = language_of(family, ids, engine.context)
-        slot = engine.open()
-        engine.step([Row(slot, ids, draw=False)])
         masks = {name: engine.mask(allowed(name, family)) for name in MASKS}
-        return cls(
-            family,
-            language,
-            TurnEncoder(family, sessions + 1, alone),
-            engine,
-            ReplyVoices(family, sessions + 1, alone),
-            masks,
-            slot,
-            sessions,
-            alone,
-            weights,
-            cache,
-        )
+        return cls.around(family, language, engine, masks, sessions, alone, weights, cache)
+
+    @classmethod
+    def around(
+        cls,
+        family: Family,
+        language: Language,
+        engine: Engine,
+        masks: Mapping[Mask, int],
+        sessions: int,
+        alone: bool,
+        weights: str = "auto",
+        cache: str = "auto",
+    ) -> "Stages":
+        """Stages about an engine with room for `2 * sessions + 2` contexts; the prefix is read here, once for all."""
+        slot = engine.open()
+        engine.step([Row(slot, language.prefix, draw=False)])
+        encoder, voices = TurnEncoder(family, sessions + 1, alone), ReplyVoices(family, sessions + 1, alone)
+        return cls(family, language, encoder, engine, voices, masks, slot, sessions, alone, weights, cache)
 
 
 def _version(package: str) -> str:
