@@ -124,22 +124,22 @@ def run(
         from spiritrt.evaluation.pairs import minimal_pairs, salmon
 
         if name != "salmon":
-            return minimal_pairs(name, Scorer(lm), model, folder, limit)
+            return minimal_pairs(name, Scorer(lm), model, folder, limit, seed)
         if data is not None:
-            return salmon(Scorer(lm), model, folder, limit)
+            return salmon(Scorer(lm), model, folder, limit, seed=seed)
         from spiritrt.evaluation.salmon_sets import make_salmon
 
         with tempfile.TemporaryDirectory() as made:
             make_salmon(folder, Path(made), limit or SALMON_SAMPLES, seed)
-            return salmon(Scorer(lm), model, Path(made), limit)
+            return salmon(Scorer(lm), model, Path(made), limit, seed=seed)
     if name in ("storycloze", "mmlu"):
         from spiritrt.evaluation.knowledge import mmlu
         from spiritrt.evaluation.likelihood import Scorer
         from spiritrt.evaluation.stories import storycloze
 
         if name == "storycloze":
-            return storycloze(Scorer(lm), model, folder, limit)
-        return mmlu(Scorer(lm), model, folder, limit, 5 if shots is None else shots)
+            return storycloze(Scorer(lm), model, folder, limit, seed=seed)
+        return mmlu(Scorer(lm), model, folder, limit, 5 if shots is None else shots, seed)
     if name == "stsp":
         from spiritrt.evaluation.sentiment import speech_judge, stsp, text_judge
         from spiritrt.evaluation.set_texts import text_mood

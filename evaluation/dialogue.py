@@ -1,7 +1,8 @@
 """Dialogue: the share of spoken questions that are answered right in speech, as the judge hears the answer.
 
 A folder with `questions.jsonl`, lines of id, audio, text, answer and kind. Kinds that nano's grammar can check go by
-what makes a reply right (`set_texts.right_answer`); for other kinds the words of `answer` must occur in the reply.
+what makes a reply right (`set_texts.right_answer`); for other kinds the reply must have the words of `answer`, whole
+and in a row.
 """
 
 from pathlib import Path
@@ -23,8 +24,8 @@ REPLY_FLAG = " A: "
 def reply(lm: SpiritLM, question: Speech, sampling: Sampling, max_new_tokens: int) -> tuple[str, str, Speech]:
     """What the model understood, its reply in words, and the reply in speech; texts are empty where it makes none.
 
-    A model that replies by a chain (nano) writes down what it heard and its answer before it speaks. Another goes on in
-    speech.
+    A model that replies by a chain (nano) writes down what it heard and its answer before it speaks; without `A:`
+    between them all that it wrote is what it understood. Another goes on in speech.
     """
     if lm.family.checkpoint.reply != "chain":
         output = lm.generate([question], "speech", sampling, max_new_tokens, Stop(silence_s=1.0))
@@ -61,11 +62,9 @@ def dialogue(
         heard, answer, speech = reply(lm, scorer.speech(item.audio), GREEDY, max_new_tokens)
         said = recognizer(speech.array) if len(speech.array) else ""
         spoken_right.append(float(right_answer(item.kind, item.text, item.answer, said)))
-        if answer:
-            text_right.append(float(right_answer(item.kind, item.text, item.answer, answer)))
+        if lm.family.checkpoint.reply == "chain":
+            text_right.append(float(bool(answer) and right_answer(item.kind, item.text, item.answer, answer)))
             understood.add(item.text, heard)
-        elif lm.family.checkpoint.reply == "chain":
-            text_right.append(0.0)
         if save_to is not None and len(speech.array):
             spiritrt.audio.save(save_to / f"{item.id.replace('/', '-')}.wav", speech.array)
         lines.append(

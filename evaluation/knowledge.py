@@ -12,6 +12,7 @@ from spiritrt import Text
 from spiritrt.evaluation.context import fitting, left_out_note
 from spiritrt.evaluation.likelihood import Scorer
 from spiritrt.evaluation.report import Metric, Report, mean_metric, progress
+from spiritrt.evaluation.speech_sets import choose
 
 LETTERS = "ABCD"
 
@@ -46,8 +47,8 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
-def mmlu(scorer: Scorer, model: str, data: Path, limit: int | None, shots: int = 5) -> Report:
-    """Accuracy over all questions and by subject; `limit` is the most questions of a subject.
+def mmlu(scorer: Scorer, model: str, data: Path, limit: int | None, shots: int = 5, seed: int = 0) -> Report:
+    """Accuracy over all questions and by subject; `limit` is the most questions of a subject, drawn by the seed.
 
     The shots are the first questions of `dev`. Those that do not fit into the model's context are left out from the
     front; a note says in how many prompts.
@@ -66,7 +67,7 @@ def mmlu(scorer: Scorer, model: str, data: Path, limit: int | None, shots: int =
                 raise FileNotFoundError(f"{dev} is missing: {shots} shots are taken from it; --shots 0 does without")
             examples = read_questions(dev)[:shots]
         right = []
-        for question in read_questions(data / "test" / f"{subject}_test.csv")[:limit]:
+        for question in choose(read_questions(data / "test" / f"{subject}_test.csv"), limit, seed):
             string = partial(_answered, subject, examples, question)
             kept = fitting(scorer.lm, string, len(examples), 1, f"{subject}: {question.text[:60]!r}")
             left_out.append(len(examples) - kept)
@@ -78,7 +79,8 @@ def mmlu(scorer: Scorer, model: str, data: Path, limit: int | None, shots: int =
         figures[subject] = mean_metric("accuracy", right)
     main = mean_metric("accuracy", [float(line["answer"] == line["guess"]) for line in lines])
     notes = left_out_note(left_out, shots)
-    return Report("mmlu", model, main, figures, {"data": str(data), "shots": shots}, notes, tuple(lines))
+    settings: dict[str, str | int | float | bool] = {"data": str(data), "shots": shots, "seed": seed}
+    return Report("mmlu", model, main, figures, settings, notes, tuple(lines))
 
 
 def _prompt(subject: str, examples: list[Question], question: Question) -> str:

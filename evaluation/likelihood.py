@@ -4,7 +4,7 @@ A modality marker between prompt and hypothesis belongs to the prompt, as in `Sp
 every hypothesis, and would only pull short ones towards each other in a mean a token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,18 @@ def _wins(right: float, wrong: float) -> float:
     return 0.5 if right == wrong else float(right > wrong)
 
 
-def accuracies(comparisons: Sequence[Comparison]) -> dict[str, Metric]:
-    """Accuracy by mean and by sum."""
-    return {kind: mean_metric("accuracy", [getattr(c, kind) for c in comparisons]) for kind in KINDS}
+def accuracies(comparisons: Sequence[Comparison], groups: Sequence[Hashable] | None = None) -> dict[str, Metric]:
+    """Accuracy by mean and by sum; with `groups`, one a comparison, over the means within each group.
+
+    Comparisons of one group are not independent: count and spread are those of the groups.
+    """
+    groups = range(len(comparisons)) if groups is None else groups
+    return {kind: mean_metric("accuracy", grouped(groups, [getattr(c, kind) for c in comparisons])) for kind in KINDS}
+
+
+def grouped(groups: Sequence[Hashable], values: Sequence[float]) -> list[float]:
+    """The mean of `values` within each group, in the order in which the groups come first."""
+    members: dict[Hashable, list[float]] = {}
+    for group, value in zip(groups, values, strict=True):
+        members.setdefault(group, []).append(value)
+    return [sum(own) / len(own) for own in members.values()]

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spiritrt.evaluation.likelihood import Comparison, Scorer
+from spiritrt.evaluation.likelihood import Comparison, Scorer, accuracies
 from spiritrt.evaluation.report import Metric, Report, mean_metric, progress
-from spiritrt.evaluation.speech_sets import SOUNDS
+from spiritrt.evaluation.speech_sets import SOUNDS, choose, choose_groups
 
 SALMON_PARTS = (
     "sentiment_consistency", "speaker_consistency", "gender_consistency", "bg_domain_consistency",
@@ -94,27 +94,30 @@ def compare(scorer: Scorer, pairs: Sequence[Pair], name: str) -> list[Comparison
     return results
 
 
-def grouped(pairs: Sequence[Pair], values: Sequence[float]) -> list[float]:
-    """The mean of `values` within each group of pairs."""
-    groups: dict[str, list[float]] = {}
-    for pair, value in zip(pairs, values, strict=True):
-        groups.setdefault(pair.group, []).append(value)
-    return [sum(members) / len(members) for members in groups.values()]
+def minimal_pairs(name: str, scorer: Scorer, model: str, data: Path, limit: int | None, seed: int = 0) -> Report:
+    """sWUGGY (`wuggy`) or sBLIMP (`blimp`): accuracy by mean a token (the main figure) and by sum.
 
-
-def minimal_pairs(name: str, scorer: Scorer, model: str, data: Path, limit: int | None) -> Report:
-    """sWUGGY (`wuggy`) or sBLIMP (`blimp`): accuracy by mean a token (the main figure) and by sum."""
-    pairs = read_gold(data, ZEROSPEECH_PARTS[name])[:limit]
+    `limit` is the most ids, drawn by the seed, each with all of its voices.
+    """
+    pairs = choose_groups(read_gold(data, ZEROSPEECH_PARTS[name]), lambda pair: pair.group, limit, seed)
     results = compare(scorer, pairs, name)
-    figures = {
-        kind: mean_metric("accuracy", grouped(pairs, [getattr(result, kind) for result in results]))
-        for kind in ("mean", "sum")
-    }
-    return Report(name, model, figures["mean"], figures, {"data": str(data)}, lines=_lines(pairs, results))
+    figures = accuracies(results, [pair.group for pair in pairs])
+    settings: dict[str, str | int | float | bool] = {"data": str(data), "seed": seed}
+    return Report(name, model, figures["mean"], figures, settings, lines=_lines(pairs, results))
 
 
-def salmon(scorer: Scorer, model: str, data: Path, limit: int | None, parts: Sequence[str] = SALMON_PARTS) -> Report:
-    """SALMon: accuracy by mean a token of every part that is there; the main figure is the mean over all pairs."""
+def salmon(
+    scorer: Scorer,
+    model: str,
+    data: Path,
+    limit: int | None,
+    parts: Sequence[str] = SALMON_PARTS,
+    seed: int = 0,
+) -> Report:
+    """SALMon: accuracy by mean a token of every part that is there; the main figure is the mean over all pairs.
+
+    `limit` is the most pairs of a part, drawn by the seed.
+    """
     figures: dict[str, Metric] = {}
     notes: list[str] = []
     lines: list[dict[str, object]] = []
@@ -123,7 +126,7 @@ def salmon(scorer: Scorer, model: str, data: Path, limit: int | None, parts: Seq
         if not (data / part).is_dir():
             notes.append(f"{part}: not in {data}")
             continue
-        pairs = read_salmon(data, part)[:limit]
+        pairs = choose(read_salmon(data, part), limit, seed)
         results = compare(scorer, pairs, part)
         figures[part] = mean_metric("accuracy", [result.mean for result in results])
         everything += [result.mean for result in results]
@@ -131,7 +134,7 @@ def salmon(scorer: Scorer, model: str, data: Path, limit: int | None, parts: Seq
     if not figures:
         raise FileNotFoundError(f"{data} holds none of SALMon's parts: {', '.join(parts)}")
     main = mean_metric("accuracy", everything)
-    return Report("salmon", model, main, figures, {"data": str(data)}, tuple(notes), tuple(lines))
+    return Report("salmon", model, main, figures, {"data": str(data), "seed": seed}, tuple(notes), tuple(lines))
 
 
 def _lines(pairs: Iterable[Pair], results: Iterable[Comparison]) -> tuple[dict[str, object], ...]:

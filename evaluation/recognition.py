@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spiritrt.evaluation.report import Metric, rate_metric
+from spiritrt.evaluation.spelling import american_spellings
 from spiritrt.extras import install
 
 Floats = NDArray[np.float32]
@@ -52,8 +53,9 @@ class Recognizer:
 class ErrorRates:
     """Word and character errors against reference texts, one entry an utterance.
 
-    Numbers, contractions and spelling are normalised on both sides by Whisper's English normaliser (transformers).
-    Raises ImportError saying what to install.
+    Both sides are normalised by Whisper's English normaliser (transformers): case, marks, numbers, contractions, and
+    British spellings to American ones by the list of `spelling.py`, as its own table does not come with the packages.
+    A British spelling that is not in the list counts as another word. Raises ImportError saying what to install.
     """
 
     def __init__(self) -> None:
@@ -63,7 +65,7 @@ class ErrorRates:
         except ImportError as error:
             raise ImportError(f"word error rates need jiwer and transformers: {install('eval')}; {error}") from error
         self._jiwer = jiwer
-        self.normalize = EnglishTextNormalizer({})
+        self.normalize = EnglishTextNormalizer(american_spellings())
         self.word_errors: list[int] = []
         self.words: list[int] = []
         self.character_errors: list[int] = []

@@ -185,13 +185,14 @@ def school_questions(count: int, seed: int) -> dict[str, list[list[str]]]:
 def right_answer(kind: str, question: str, truth: str, reply: str) -> bool:
     """Whether a reply in words answers a question as the true one does.
 
-    Checkable kinds go by `answer_key`; for other kinds the words of the true answer must be among those of the reply.
+    Checkable kinds go by `answer_key`; for other kinds the reply must have the words of the true answer, whole and in
+    a row.
     """
     key = answer_key(kind, question, truth)
     if key is not None:
         return key == answer_key(kind, question, " ".join(spoken_words(reply)))
-    said = " ".join(spoken_words(reply))
-    return bool(truth.strip()) and " ".join(spoken_words(truth)) in said
+    wanted, said = spoken_words(truth), spoken_words(reply)
+    return bool(wanted) and f" {' '.join(wanted)} " in f" {' '.join(said)} "
 
 
 def spoken_words(text: str) -> list[str]:

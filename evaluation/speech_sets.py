@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -104,3 +104,9 @@ def choose(items: Sequence[T], limit: int | None, seed: int) -> list[T]:
     if limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), limit))]
+
+
+def choose_groups(items: Sequence[T], group: Callable[[T], Hashable], limit: int | None, seed: int) -> list[T]:
+    """All items of at most `limit` groups, drawn by the seed and kept in order."""
+    kept = set(choose(list(dict.fromkeys(map(group, items))), limit, seed))
+    return [item for item in items if group(item) in kept]

@@ -5,6 +5,8 @@ Three layouts. A CSV file as the Story Cloze Test comes (`InputSentence1` ... `R
 alone, scored as a whole. A folder with `stories.jsonl`, which has everything:
 
     {"id": "7", "prompt": {"text": "...", "audio": "7_prompt.ogg"}, "right": {...}, "wrong": {...}}
+
+Lines that tell one story, each with another wrong ending, are averaged before stories are.
 """
 
 import csv
@@ -17,6 +19,7 @@ from pathlib import Path
 from spiritrt import Speech, Text
 from spiritrt.evaluation.likelihood import Comparison, Item, Scorer, accuracies
 from spiritrt.evaluation.report import Metric, Report, progress
+from spiritrt.evaluation.speech_sets import choose_groups
 
 DIRECTIONS = {"T": ("text", "text"), "S": ("speech", "speech"), "T->S": ("text", "speech"), "S->T": ("speech", "text")}
 
@@ -30,6 +33,11 @@ class Part:
 
     def has(self, modality: str) -> bool:
         return (self.text if modality == "text" else self.audio) is not None
+
+    @property
+    def content(self) -> str | Path | None:
+        """What tells it from other parts: its words, or its recording where the words are not known."""
+        return self.audio if self.text is None else self.text
 
     def item(self, modality: str, scorer: Scorer, after_text: bool = False) -> Item:
         """The part as an item; text after text begins with a space."""
@@ -48,6 +56,11 @@ class Story:
     prompt: Part | None
     right: Part
     wrong: Part
+
+    @property
+    def group(self) -> tuple[str | Path | None, ...]:
+        """What the story is averaged within: the same beginning with the same right ending."""
+        return (None if self.prompt is None else self.prompt.content, self.right.content)
 
     def can(self, direction: str) -> bool:
         before, after = DIRECTIONS[direction]
@@ -123,26 +136,35 @@ def judge(scorer: Scorer, story: Story, direction: str) -> Comparison:
 
 
 def against_others(stories: Sequence[Story], count: int, seed: int = 0) -> list[Story]:
-    """Each story `count` times, its wrong ending the right one of another story, drawn without repetition.
+    """Each distinct story `count` times, its wrong ending the right one of another story, drawn without repetition.
 
-    Which wrong ending a story happens to have is most of the noise of a small set.
+    Stories, and endings, of the same words count once. Which wrong ending a story happens to have is most of the noise
+    of a small set.
     """
+    distinct: dict[object, Story] = {}
+    endings: dict[object, Part] = {}
+    for story in stories:
+        distinct.setdefault(story.group, story)
+        endings.setdefault(story.right.content, story.right)
     crossed = []
-    for at, story in enumerate(stories):
-        others = [other.right for other in stories if other.right.text != story.right.text]
+    for at, story in enumerate(distinct.values()):
+        others = [part for content, part in endings.items() if content != story.right.content]
         drawn = random.Random(f"{seed}-{at}").sample(others, min(count, len(others)))
         crossed += [replace(story, id=f"{story.id}/{n}", wrong=wrong) for n, wrong in enumerate(drawn)]
     return crossed
 
 
-def storycloze(scorer: Scorer, model: str, data: Path, limit: int | None, others: int = 0) -> Report:
+def storycloze(scorer: Scorer, model: str, data: Path, limit: int | None, others: int = 0, seed: int = 0) -> Report:
     """Accuracy by mean and by sum in every direction that the data has; the main figure is S (else the first), mean.
 
-    With `others` every story meets so many other stories' endings instead of its own wrong one.
+    Count and spread are of distinct stories, over whose wrong endings the mean is taken first. `limit` is the most
+    distinct stories, drawn by the seed. With `others` every story meets so many other stories' endings (of all the
+    data) instead of its own wrong ones. Raises ValueError where no direction can be scored.
     """
-    stories = read_stories(data)[:limit]
+    stories = read_stories(data)
     if others:
-        stories = against_others(stories, others)
+        stories = against_others(stories, others, seed)
+    stories = choose_groups(stories, lambda story: story.group, limit, seed)
     figures: dict[str, Metric] = {}
     lines: list[dict[str, object]] = []
     notes = []
@@ -152,11 +174,14 @@ def storycloze(scorer: Scorer, model: str, data: Path, limit: int | None, others
             notes.append(f"{direction}: the data has not both sides of it")
             continue
         results = [judge(scorer, story, direction) for story in progress(able, direction)]
-        for kind, metric in accuracies(results).items():
+        for kind, metric in accuracies(results, [story.group for story in able]).items():
             figures[f"{direction} {kind}"] = metric
         lines += [
             {"id": story.id, "direction": direction, "mean": result.mean, "sum": result.sum}
             for story, result in zip(able, results, strict=True)
         ]
+    if not figures:
+        raise ValueError(f"{data}: no story has a right and a wrong ending of one modality with what comes before")
     main = figures.get("S mean") or next(iter(figures.values()))
-    return Report("storycloze", model, main, figures, {"data": str(data)}, tuple(notes), tuple(lines))
+    settings: dict[str, str | int | float | bool] = {"data": str(data), "others": others, "seed": seed}
+    return Report("storycloze", model, main, figures, settings, tuple(notes), tuple(lines))

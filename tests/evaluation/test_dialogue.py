@@ -24,6 +24,11 @@ from spiritrt.sampling import GREEDY
         ("days", "Which day comes after Monday?", "It is Tuesday.", "", False),
         ("", "Who wrote it?", "Jane Austen", "I think that was jane austen.", True),
         ("", "Who wrote it?", "Jane Austen", "I think that was Jane.", False),
+        ("", "Is it far?", "No", "I do not know that.", False),
+        ("", "Is it far?", "No", "Oh no, it is near.", True),
+        ("", "How many?", "nine", "There are ninety.", False),
+        ("", "How many?", "9.", "There are nine", True),
+        ("", "How many?", "...", "There are nine", False),
     ],
 )
 def test_what_counts_as_right(kind, question, answer, said, right):
@@ -66,8 +71,9 @@ def test_a_chain_writes_what_it_heard_and_answers(base_lm, questions: Path, monk
     report = dialogue(base_lm, "m", questions, None, 0, judge, save_to=questions / "made")
     assert prompts[0].startswith("[Speech][Hu") and prompts[0].endswith("[Text]")
     assert report.main.value == pytest.approx(1 / 3) and report.parts["text"].value == pytest.approx(2 / 3)
-    # two of the three questions were written down: 5 + 5 words, 3 missing
-    assert report.parts["questions as understood"].value == pytest.approx(3 / 10)
+    # of three times 5 words: none, 3 and, in the reply without "A:", all are wrong
+    understood = report.parts["questions as understood"]
+    assert understood.value == pytest.approx(8 / 15) and understood.count == 3
     assert report.parts["speech, days"].value == 0.5 and report.parts["speech, months"].value == 0.0
     assert len(judge.heard) == 2 and len(list((questions / "made").glob("*.wav"))) == 2
 

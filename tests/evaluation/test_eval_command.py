@@ -33,6 +33,20 @@ def test_table_and_json(run, tmp_path: Path):
     assert "the shipped small set" in run("storycloze", "--limit", "1").stdout
 
 
+@pytest.mark.parametrize("name", ["wuggy", "blimp", "storycloze", "salmon", "mmlu"])
+def test_the_seed_draws_what_a_limit_leaves(run, name: str, tmp_path: Path):
+    drawn = []
+    for seed in ("0", "0", "3"):
+        result = run(name, "--limit", "1", "--seed", seed, "--json", str(tmp_path / "out.json"))
+        assert result.exit_code == 0, result.output
+        report = json.loads((tmp_path / "out.json").read_text())
+        assert report["settings"]["seed"] == int(seed)
+        drawn.append([line.get("id") or line["question"] for line in report["lines"]])
+    assert drawn[0] == drawn[1]
+    # pairs of salmon are made by the seed and numbered
+    assert drawn[0] != drawn[2] or name == "salmon"
+
+
 def test_unknown_names_and_missing_data(run, tmp_path: Path):
     assert run("nonsense").exit_code == 2
     result = run("asr", "--data", str(tmp_path / "absent"))

@@ -31,6 +31,8 @@ def test_the_prompt_and_the_likeliest_letter(base_lm, tmp_path: Path):
     ]
     assert [line["guess"] for line in report.lines] == ["B"] * 3 and not report.notes
     assert mmlu(scorer, "m", tmp_path, 2, shots=0).main.count == 2
+    drawn = {mmlu(scorer, "m", tmp_path, 1, shots=0, seed=seed).lines[0]["question"] for seed in range(9)}
+    assert drawn == {"test 0?", "test 1?", "test 2?"}
 
 
 def test_with_a_model_and_a_short_context(stuck_lm, tmp_path: Path):

@@ -58,3 +58,8 @@ def test_ties_count_half():
     ]  # fmt: skip
     assert [(r.mean, r.sum) for r in results] == [(1.0, 0.0), (0.5, 0.5), (0.0, 0.5)]
     assert {kind: metric.value for kind, metric in accuracies(results).items()} == {"mean": 0.5, "sum": 1 / 3}
+    both = accuracies(results, ["one", "two", "one"])
+    assert {kind: (metric.value, metric.count) for kind, metric in both.items()} == {
+        "mean": (0.5, 2),
+        "sum": (0.375, 2),
+    }

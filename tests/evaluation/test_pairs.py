@@ -28,10 +28,23 @@ def test_voices_are_averaged_within_an_id(tmp_path: Path):
     # id 1: one voice right, one wrong; id 2: right by the mean, wrong by the sum
     assert report.main.value == 0.75 and report.main.count == 2
     assert report.parts["sum"].value == 0.25
-    assert minimal_pairs("wuggy", ScorerByName(table), "m", folder, 1).main.value == 1.0
     assert report.lines[0] == {
         "id": "1/", "kind": "5", "right": "aa.wav", "wrong": "ab.wav", "mean": 1.0, "sum": 1.0,
     }  # fmt: skip
+
+
+def test_a_limit_draws_whole_ids_by_the_seed(tmp_path: Path):
+    rows = [(n, voice, correct) for n in range(20) for voice in "ab" for correct in (1, 0)]
+    gold = "".join(f"{n},{n}{voice}{correct},{voice},{correct}\n" for n, voice, correct in rows)
+    (tmp_path / "gold.csv").write_text("id,filename,voice,correct\n" + gold)
+    scorer = ScorerByName({f"{n}{voice}{correct}.wav": (correct, 1) for n, voice, correct in rows})
+
+    def drawn(limit: int | None, seed: int) -> list[object]:
+        return [line["id"] for line in minimal_pairs("wuggy", scorer, "m", tmp_path, limit, seed).lines]
+
+    assert drawn(4, 0) == drawn(4, 0) != drawn(4, 1)
+    assert len(drawn(4, 0)) == 8 and len(set(drawn(4, 0))) == 4
+    assert len(drawn(None, 0)) == 40
 
 
 @pytest.mark.parametrize(
@@ -66,6 +79,8 @@ def test_salmon_takes_the_first_by_name_as_the_right_one(tmp_path: Path):
     assert report.parts["gender_consistency"].value == pytest.approx(2.5 / 3)
     assert report.parts["bg_alignment"].count == 3 and report.main.count == 6
     assert len(report.notes) == len(SALMON_PARTS) - 2
+    drawn = [salmon(ScorerByName(table), "m", tmp_path, 1, seed=seed).lines[0]["id"] for seed in range(9)]
+    assert len(set(drawn)) == 3
     (tmp_path / "gender_consistency" / "sample_2_1.wav").unlink()
     with pytest.raises(ValueError, match="sample 2 has one recording"):
         read_salmon(tmp_path, "gender_consistency")

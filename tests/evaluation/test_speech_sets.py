@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from stand_ins import tone
 
-from spiritrt.evaluation.speech_sets import choose, read_labelled, read_librispeech, read_questions
+from spiritrt.evaluation.speech_sets import choose, choose_groups, read_labelled, read_librispeech, read_questions
 
 
 def test_librispeech(librispeech: Path):
@@ -52,3 +52,10 @@ def test_a_choice_is_a_function_of_the_seed():
     assert choose(items, None, 1) == choose(items, 50, 1) == items
     with pytest.raises(ValueError, match="limit"):
         choose(items, 0, 1)
+
+
+def test_a_choice_of_groups_keeps_them_whole():
+    items = list(range(50))
+    drawn = choose_groups(items, lambda item: item % 10, 3, 1)
+    assert drawn == sorted(drawn) and len(drawn) == 15 and len({item % 10 for item in drawn}) == 3
+    assert choose_groups(items, lambda item: item % 10, None, 1) == items
