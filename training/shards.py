@@ -28,7 +28,7 @@ from spiritrt.models.checkpoints import Checkpoint, find
 from spiritrt.models.family import Family
 from spiritrt.tokens.units import CODES_A_SECOND, Units
 from spiritrt.tokens.vocabulary import SpeechToken
-from spiritrt.training.corpora.manifest import Utterance, cut_utterances, read_manifest
+from spiritrt.training.corpora.manifest import Utterance, cut_utterances, match_words, read_manifest
 
 FORMAT = 1
 PARTS_OF = {"Hu": ("hubert", "quantizer"), "Pi": ("pitch",), "St": ("style",)}
@@ -91,9 +91,11 @@ def _first_at(time_s: float, rate: float) -> int:
 def write_shard(out: Path, corpus: Path, utterances: Sequence[Utterance], family: Family) -> dict[str, int]:
     """Encode utterances of a corpus and write them as a shard; returns its counts. What was at `out` is replaced.
 
-    Sound that is too short for the encoder is left out. Words are those of the text, as written, where it has as many
-    as there are times; else those of the times.
+    Sound that is too short for the encoder is left out. Words are those of the text, as written. Raises ValueError,
+    before anything is encoded, where an utterance's text and its timed words differ (see `match_words`).
     """
+    for u in utterances:
+        _written_words(u)
     kinds = ("St", "Pi", "Hu") if family.expressive else ("Hu",)
     frames: dict[str, list[Frames]] = {kind: [] for kind in kinds}
     ends: dict[str, list[int]] = {kind: [0] for kind in kinds}
@@ -109,11 +111,11 @@ def write_shard(out: Path, corpus: Path, utterances: Sequence[Utterance], family
         for kind in kinds:
             frames[kind].append(np.array(codes[kind] or (), np.uint16))
             ends[kind].append(ends[kind][-1] + len(frames[kind][-1]))
-        written = u.text.split()
-        words = written if len(written) == len(u.words) else [word.word for word in u.words]
-        starts += [word.start_s for word in u.words]
+        words = _written_words(u)
+        starts += [start_s for _, start_s in words]
         word_ends.append(len(starts))
-        lines.append({"id": u.id, "text": u.text, "speaker": u.speaker, "split": u.split, "words": words})
+        line = {"id": u.id, "text": u.text, "speaker": u.speaker, "split": u.split}
+        lines.append(line | {"words": [written for written, _ in words]})
     if not lines:
         raise ValueError(f"nothing of the {len(utterances)} utterances of {corpus} could be encoded")
     partial = out.with_name(out.name + ".partial")
@@ -135,6 +137,12 @@ def write_shard(out: Path, corpus: Path, utterances: Sequence[Utterance], family
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
     return counts
+
+
+def _written_words(u: Utterance) -> list[tuple[str, float]]:
+    """Words as written, and when each begins, in seconds; none where no word is timed."""
+    matched = match_words(u.text, [word.word for word in u.words], u.id) if u.words else []
+    return [(written, u.words[first].start_s) for written, first, _ in matched]
 
 
 class Shard:

@@ -2,21 +2,24 @@
 
 `align` finds the frames of every phone and word of an utterance whose units are phone-pure; `UnitBank` keeps them as
 snippets. A word that somebody said is taken whole, another phone by phone: the snippet of the phone between the same
-neighbours, else after the same left or before the same right one, else any. Pauses come from real pauses.
+neighbours, else after the same left or before the same right one, else any. A phone that nobody said is said as the
+nearest one that somebody did. Pauses come from real pauses.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 
+from spiritrt.training.corpora.manifest import match_words
 from spiritrt.training.corpora.pronounce import STRESS, phonemise, split_phones
 from spiritrt.training.interleave import SpokenWord, deduplicate
 
@@ -26,6 +29,14 @@ ASSISTANTS = ("af_heart", "am_michael")
 MEDOID_CANDIDATES = 8
 # phones that a weak encoder takes for one another
 CONFUSABLE = ("AIOWYæɑɐəɛɜɪᵻiɔʊuʌᵊ", "ptkbdɡɾʔ", "fvθðszʃʒhʧʤ", "mnŋlɹwj")
+# phones to say instead of one that a corpus lacks, the nearest first; after them the rest of its group
+NEAREST = {
+    "A": "ɛIɪ", "I": "ɑAæ", "O": "ɔWʊ", "W": "ɑOæ", "Y": "ɔOI", "æ": "ɛɑ", "ɑ": "ɔʌ", "ɐ": "əʌᵊ", "ə": "ɐʌᵊ",
+    "ɛ": "æɪA", "ɜ": "əʌ", "ɪ": "ᵻiə", "ᵻ": "ɪə", "i": "ɪᵻ", "ɔ": "ɑO", "ʊ": "uə", "u": "ʊ", "ʌ": "ɐəɑ", "ᵊ": "əɐʌ",
+    "p": "bt", "t": "dɾʔ", "k": "ɡt", "b": "pd", "d": "tɾ", "ɡ": "kd", "ɾ": "dt", "ʔ": "tk",
+    "f": "vθ", "v": "fð", "θ": "fsð", "ð": "vθd", "s": "zʃ", "z": "sʒ", "ʃ": "ʧsʒ", "ʒ": "ʃʤz", "h": "fθ", "ʧ": "ʃʤt",
+    "ʤ": "ʒʧd", "m": "nŋ", "n": "mŋ", "ŋ": "nm", "l": "ɹw", "ɹ": "lw", "w": "uʊɹ", "j": "iɪ",
+}  # fmt: skip
 Units = tuple[int, ...]
 
 
@@ -158,17 +169,13 @@ def read_units(path: Path) -> list[dict]:
 def spoken_line(entry: dict, alignment: Alignment, units: Sequence[int] | None = None) -> Spoken:
     """An utterance of a units file as words with their frames; frames of a pause go to the word before it."""
     frames = tuple(units if units is not None else entry["units"])
-    written = written_words(entry["text"])
-    starts = [0, *(start for start, _ in alignment.words[1:]), len(frames)]
-    if len(written) != len(alignment.words):
-        raise ValueError(f"{entry['id']}: {len(written)} written words, {len(alignment.words)} spoken ones")
-    words = tuple(SpokenWord(text, frames[a:b]) for text, a, b in zip(written, starts[:-1], starts[1:], strict=True))
+    timed = [word["word"] for word in entry["words"]]
+    if len(timed) != len(alignment.words):
+        raise ValueError(f"{entry['id']}: {len(timed)} timed words, phones of {len(alignment.words)}")
+    matched = match_words(entry["text"], timed, entry["id"])
+    starts = [0, *(alignment.words[first][0] for _, first, _ in matched[1:]), len(frames)]
+    words = tuple(SpokenWord(text, frames[a:b]) for (text, _, _), (a, b) in zip(matched, pairwise(starts), strict=True))
     return Spoken(entry["id"], entry["text"], entry["speaker"], entry["split"], entry["role"], entry["dialogue"], words)
-
-
-def written_words(text: str) -> list[str]:
-    """The words of a text with the marks that follow them."""
-    return text.split()
 
 
 class UnitBank:
@@ -177,7 +184,10 @@ class UnitBank:
     `entries` are lines of a units file (training split only is used); `heard` may give other units for the same frames,
     by utterance id: what an encoder emits. The user's side is then made of what was heard and of the exact units, half
     each, the assistant's always of the exact ones. The assistant's words have one fixed pronunciation each, the medoid
-    of what its voices said.
+    of what its voices said. `substitutes` are the phones that nobody said, each with the one that is said for it.
+
+    Raises ValueError for an utterance whose text and timed words differ (see `match_words`), and for a phone with
+    nothing near it in the corpus; warns where there are substitutes.
     """
 
     def __init__(
@@ -211,6 +221,23 @@ class UnitBank:
             if not assistant:
                 for variant in (entry["units"], other) if other else (entry["units"],):
                     self._collect(variant, alignment, False, False)
+        self.substitutes = self._find_substitutes()
+
+    def _find_substitutes(self) -> dict[str, str]:
+        found = {}
+        for group in CONFUSABLE:
+            for phone in (phone for phone in group if ("*", phone, "*") not in self.pieces):
+                near = next((other for other in NEAREST[phone] + group if ("*", other, "*") in self.pieces), None)
+                if near is None:
+                    raise ValueError(
+                        f"no snippet of the phone {phone!r}, nor of any near it ({NEAREST[phone]}, {group}), in the "
+                        "training lines of the corpus: add lines with words that have one of them"
+                    )
+                found[phone] = near
+        if found:
+            said = ", ".join(f"{near} for {phone}" for phone, near in found.items())
+            warnings.warn(f"the corpus lacks phones, and others are said instead: {said}", stacklevel=3)
+        return found
 
     def _collect(self, units: Sequence[int], alignment: Alignment, exact: bool, assistant: bool) -> None:
         phones = alignment.phones
@@ -250,10 +277,9 @@ class UnitBank:
         for position, phone in enumerate(phones):
             left = bare(phones[position - 1]) if position else ""
             right = bare(phones[position + 1]) if position + 1 < len(phones) else ""
-            keys = ((left, phone, right), ("*", phone, right), (left, phone, "*"), ("*", bare(phone), "*"))
-            counts = next((self.pieces[key] for key in keys if key in self.pieces), None)
-            if counts is None:
-                raise ValueError(f"no snippet of the phone {phone!r} of {said!r} in the corpus")
+            spoken = self.substitutes.get(bare(phone), bare(phone))
+            keys = ((left, phone, right), ("*", phone, right), (left, phone, "*"), ("*", spoken, "*"))
+            counts = next(self.pieces[key] for key in keys if key in self.pieces)
             if rng is None:
                 units += max(counts.items(), key=lambda item: (item[1], -len(item[0]), item[0]))[0]
             else:
@@ -263,7 +289,7 @@ class UnitBank:
     def speak(self, text: str, rng: random.Random, assistant: bool) -> tuple[SpokenWord, ...]:
         """Words of `text` with units, pauses at both ends and after marks. Raises ValueError for unknown words."""
         tokens = phonemise(text)
-        written = written_words(text)
+        matched = match_words(text, [token for token, said in tokens if said], "text to speak")
         pauses = self.assistant_pauses if assistant else self.pauses
         words: list[list[int]] = []
         for position, (_, said) in enumerate(tokens):
@@ -276,13 +302,11 @@ class UnitBank:
             else:
                 known = self.words.get(said)
                 words.append(list(rng.choice(known) if known else self._joined(said, rng)))
-        if len(words) != len(written):
-            raise ValueError(f"{len(written)} written words but {len(words)} spoken ones in {text!r}")
         if pauses["start"]:
             words[0][:0] = rng.choice(pauses["start"])
         if pauses["end"]:
             words[-1] += rng.choice(pauses["end"])
-        return tuple(SpokenWord(text, tuple(units)) for text, units in zip(written, words, strict=True))
+        return tuple(SpokenWord(written, tuple(chain(*words[first:last]))) for written, first, last in matched)
 
     def disturb(self, units: Units, noise: Noise, rng: random.Random) -> Units:
         """Deduplicated units with random errors; never empty."""

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 
+from spiritrt.evaluation.speech_sets import Spoken
 from spiritrt.training.corpora.alignment import (
     Aligner,
     Alignment,
@@ -175,6 +176,32 @@ def words(*spans: tuple[float, float]) -> tuple[Word, ...]:
 )
 def test_reasons_to_drop(alignment: Alignment, duration_s: float, reason: str | None):
     assert reason_to_drop(alignment, duration_s, Filters()) == reason
+
+
+class Refusing:
+    """An aligner for recordings that are never aligned."""
+
+    def align(self, samples: np.ndarray, text: str) -> Alignment:
+        raise AssertionError(f"aligned {len(samples) / 16000:g} s of {text!r}")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text", "reason", "why"),
+    [
+        (31.0, ASKED, "length", "31.0 s, not 0.4 to 30 s"),
+        (0.2, ASKED, "length", "0.2 s"),
+        (2.0, "We met in 1990.", "text", "written word '1990.', timed word none left"),
+        (2.0, "We have 10 cats.", "text", "written word '10', timed word 'cats'"),
+        (2.0, "Salt & pepper", "text", "written word '&', timed word 'pepper'"),
+        (2.0, "...", "text", "no words"),
+    ],
+)
+def test_what_is_too_long_or_unwritable_is_not_aligned(
+    tmp_path: Path, seconds: float, text: str, reason: str, why: str
+):
+    soundfile.write(tmp_path / "a.flac", np.zeros(round(seconds * 16000)), 16000)
+    kept, (line,) = curate([Spoken("a", tmp_path / "a.flac", text, "ann")], Refusing(), Filters(), tmp_path)
+    assert not kept and line["dropped"] == reason and why in line["why"]
 
 
 @needs_lexicon

@@ -127,7 +127,7 @@ def test_it_trains_from_shards_and_resumes(family: Path, tmp_path: Path):
     rng = np.random.default_rng(0)
     soundfile.write(tmp_path / "a.wav", 0.3 * np.sin(np.cumsum(rng.uniform(0.02, 0.3, 48000))), 16000)
     words = [{"word": f"w{n}", "start_s": 0.3 * n, "end_s": 0.3 * n + 0.3} for n in range(10)]
-    line = {"id": "a", "audio": "a.wav", "text": "the dog", "speaker": "x", "words": words}
+    line = {"id": "a", "audio": "a.wav", "text": " ".join(w["word"] for w in words), "speaker": "x", "words": words}
     (tmp_path / "manifest.jsonl").write_text(json.dumps(line) + "\n")
     (tmp_path / "text.txt").write_text("the quick brown fox\n\nfive dozen jugs")
     lm = spiritrt.load(str(family), lazy=True)

@@ -50,6 +50,18 @@ def test_what_was_encoded_comes_back(corpus: Path, form: str, base_lm, expressiv
         _ = shard[2]
 
 
+def test_words_are_those_of_the_text_with_their_times(corpus: Path, base_lm):
+    words = [{"word": w, "start_s": s, "end_s": s + 0.2} for w, s in (("no", 0.1), ("ice", 0.4), ("is", 0.7))]
+    line = {"id": "a", "audio": "a.wav", "text": "No-ice is -", "speaker": "x", "duration_s": 1.2, "words": words}
+    (corpus / "manifest.jsonl").write_text(json.dumps(line) + "\n")
+    assert write_shard(corpus / "shard", corpus, read_manifest(corpus), base_lm.family)["words"] == 2
+    (read,) = Shard(corpus / "shard")
+    assert read.words == ("No-ice", "is -") and read.starts_s.tolist() == pytest.approx([0.1, 0.7])
+    (corpus / "manifest.jsonl").write_text(json.dumps(line | {"text": "No 1 is"}) + "\n")
+    with pytest.raises(ValueError, match="a: written word '1', timed word 'ice'"):
+        write_shard(corpus / "shard", corpus, read_manifest(corpus), base_lm.family)
+
+
 def test_another_tokenizer_is_refused(corpus: Path, base_lm, expressive_lm):
     write_shard(corpus / "shard", corpus, read_manifest(corpus)[:1], base_lm.family)
     versions = tokenizer_versions(base_lm.family.checkpoint, ("Hu",))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from spiritrt.training.corpora.manifest import manifest_line, read_corpora, read_manifest
+from spiritrt.training.corpora.manifest import manifest_line, match_words, read_corpora, read_manifest
 from spiritrt.training.corpora.validation import Limits, plot, read_lines, statistics, validate
 
 
@@ -54,7 +54,10 @@ def test_a_good_corpus_has_no_problems_and_its_defaults(tmp_path: Path):
         ),
         ({"words": [{"word": "Good", "start_s": 0.4, "end_s": 1.6}]}, ("error", "outside")),
         ({"words": [{"word": "Good", "start_s": 0.4, "end_s": 0.41}]}, ("warning", "word length")),
-        ({"text": "Good night."}, ("warning", "words")),
+        ({"text": "Good night."}, ("error", "words")),
+        ({"text": "Good 2 day."}, ("error", "words")),
+        ({"text": "Good day, 2."}, ("error", "words")),
+        ({"text": "Good"}, ("error", "words")),
         ({"text": " "}, ("error", "text")),
         ({"duration_s": 3.0}, ("error", "outside")),
         ({"audio": "b.wav", "duration_s": 1.0}, ("error", "file")),
@@ -65,6 +68,40 @@ def test_a_good_corpus_has_no_problems_and_its_defaults(tmp_path: Path):
 )
 def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, object], problem: tuple[str, str]):
     assert problem in kinds(corpus(tmp_path, line(**change)))
+
+
+@pytest.mark.parametrize(
+    ("text", "timed", "matched"),
+    [
+        ("Good day.", "good day", "Good=good|day.=day"),
+        ("Twenty-one cats", "twenty one cats", "Twenty-one=twenty one|cats=cats"),
+        ("- No,-ice is—so - ", "No ice is so", "- No,-ice=No ice|is—so -=is so"),
+        ("No, ice is here -", "No ice is here", "No,=No|ice=ice|is=is|here -=here"),
+        ("Don’t stop", "don t - stop", "Don’t=don t -|stop=stop"),
+        ("10 cafés", "10 cafés", "10=10|cafés=cafés"),
+    ],
+)
+def test_written_words_are_matched_with_the_timed_ones(text: str, timed: str, matched: str):
+    words = timed.split()
+    found = match_words(text, words, "a")
+    assert "|".join(f"{written}={' '.join(words[first:last])}" for written, first, last in found) == matched
+    assert " ".join(written for written, _, _ in found) == " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "timed", "message"),
+    [
+        ("I am 10 now", "I am ten now", "a: written word '10', timed word 'ten'"),
+        ("Tom & Ann", "Tom and Ann", "a: written word '&', timed word 'and'"),
+        ("Twenty-two", "twenty one", "a: written word 'Twenty-two', timed word 'twenty one'"),
+        ("We met in 1990", "We met in", "a: written word '1990', timed word none left"),
+        ("We met", "We met in", "a: no written word for the timed word 'in'"),
+        ("-", "", "a: no words"),
+    ],
+)
+def test_text_and_times_that_differ_are_named(text: str, timed: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        match_words(text, timed.split(), "a")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
     python -m spiritrt.training.corpora.curation --source LibriSpeech/dev-clean --out build/curated --plot curated.png
 
 The source is LibriSpeech's layout, or any folder with a `NAME.txt` beside each recording (the speaker is then the name
-of its folder). Kept are utterances whose words fit the sound; what is dropped, and why, is in the report.
+of its folder). Kept are utterances whose words fit the sound; what is dropped, and why, is in the report. Recordings
+longer than 30 s or shorter than 0.4 s (reason `length`), and texts whose written words are not the ones that would be
+aligned, such as those with digits (`text`), are dropped before they are aligned: cut the long ones, spell out digits.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from tqdm import tqdm
 from spiritrt import audio
 from spiritrt.evaluation.speech_sets import SOUNDS, Spoken, read_librispeech
 from spiritrt.training.corpora.alignment import ALIGNERS, Aligner, Alignment
-from spiritrt.training.corpora.manifest import RATE_HZ, Utterance, manifest_line
-from spiritrt.training.corpora.validation import Limits, check_sound, plot, statistics
+from spiritrt.training.corpora.manifest import RATE_HZ, Utterance, manifest_line, match_words
+from spiritrt.training.corpora.pronounce import words_of
+from spiritrt.training.corpora.validation import Limits, check_sound, length_s, plot, statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,8 @@ class Filters:
 
     `least_score` is the alignment's mean a frame, 0 at best: nano's encoder gave held-out synthetic lines -0.25 (-0.86
     at worst), and the same lines with another's text -3.6 (-1.9 at best). `odd_words` is the share of words that may be
-    shorter or longer than the limits; words of one letter aside, none may have no length at all.
+    shorter or longer than the limits; words of one letter aside, none may have no length at all. A recording lasts
+    `shortest_s` to `limits.longest_s` (30 s).
     """
 
     least_score: float = -1.5
@@ -60,6 +64,19 @@ def read_source(folder: Path) -> list[Spoken]:
     return found
 
 
+def reason_to_skip(item: Spoken, filters: Filters) -> tuple[str, str] | None:
+    """Why a recording is not worth aligning, with what is wrong with it, or None; reads no more than its header."""
+    duration_s = length_s(item.audio)
+    # unreadable sound has no length: loading it says why
+    if duration_s is not None and not filters.shortest_s <= duration_s <= filters.limits.longest_s:
+        return "length", f"{duration_s:.1f} s, not {filters.shortest_s:g} to {filters.limits.longest_s:g} s"
+    try:
+        match_words(item.text, words_of(item.text), item.id)
+    except ValueError as error:
+        return "text", str(error)
+    return None
+
+
 def reason_to_drop(alignment: Alignment, duration_s: float, filters: Filters) -> str | None:
     """Why an alignment is not good enough, or None."""
     if duration_s < filters.shortest_s or duration_s > filters.limits.longest_s:
@@ -83,7 +100,9 @@ def curate(
     kept: list[Utterance] = []
     lines: list[dict[str, object]] = []
     for item in tqdm(list(source), desc="aligning", file=sys.stderr):
-        score = None
+        if skipped := reason_to_skip(item, filters):
+            lines.append({"id": item.id, "score": None, "dropped": skipped[0], "why": skipped[1]})
+            continue
         try:
             samples = audio.load(item.audio)
             alignment = aligner.align(samples, item.text)

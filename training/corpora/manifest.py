@@ -8,13 +8,15 @@ A corpus is a folder with `manifest.jsonl`, one utterance a line:
 `audio` (or `file`) is relative to the folder; `offset_s` and `duration_s` cut an utterance out of it (by default all of
 it). Without them `style` is neutral, `role` single, `dialogue` null, `split` train, `phones` empty: exact phone times
 `[symbol, start_s, end_s]` are what `spiritrt.training.units` needs. Times are seconds from the utterance's start.
+The timed words are those of the text in its order, spelled alike (`match_words` has the rules).
 
 `AudioStore` holds a whole corpus as one memory-mapped int16 array, so that random crops cost nothing.
 """
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +27,8 @@ from numpy.typing import NDArray
 
 RATE_HZ = 16000
 SPLITS = ("train", "test", "test_voice")
+# marks that are said: a text that has them must be timed with them
+SAID_MARKS = "&%@#+=°$€£"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,45 @@ class Utterance:
             raise ValueError(f"utterance {self.id}: split must be one of {SPLITS}, got {self.split!r}")
         if self.duration_s <= 0 or self.offset_s < 0:
             raise ValueError(f"utterance {self.id}: bad cut, offset_s {self.offset_s}, duration_s {self.duration_s}")
+
+
+def spelling(word: str) -> str:
+    """Letters, digits and said marks of a word, in lower case: what written and timed words are compared by."""
+    folded = unicodedata.normalize("NFKC", word).casefold()
+    return "".join(letter for letter in folded if letter.isalnum() or letter in SAID_MARKS)
+
+
+def match_words(text: str, timed: Sequence[str], where: str) -> list[tuple[str, int, int]]:
+    """Written words of `text`, each with the range [first, last) of the timed words that it is said in.
+
+    Words are compared by their spelling. A written word of several timed ones ("twenty-one") has all of them; one
+    without sound (a dash) is joined to the written word before it, or at the beginning to the one after it.
+
+    Raises ValueError, with the utterance `where`, for the first written word that differs from what was timed, such as
+    digits that were timed as words, for a timed word that is not written, and for a text without words.
+    """
+    matched: list[tuple[str, int, int]] = []
+    silent, at = "", 0
+    for written in text.split():
+        wanted, heard, first = spelling(written), "", at
+        if not wanted and matched:
+            matched[-1] = (f"{matched[-1][0]} {written}", *matched[-1][1:])
+        elif not wanted:
+            silent += f"{written} "
+        else:
+            while at < len(timed) and wanted.startswith(heard) and (heard != wanted or not spelling(timed[at])):
+                heard += spelling(timed[at])
+                at += 1
+            if heard != wanted:
+                said = repr(" ".join(timed[first:at])) if at > first else "none left"
+                raise ValueError(f"{where}: written word {written!r}, timed word {said}, in {text!r}")
+            matched.append((silent + written, first, at))
+            silent = ""
+    if at < len(timed):
+        raise ValueError(f"{where}: no written word for the timed word {timed[at]!r} in {text!r}")
+    if not matched:
+        raise ValueError(f"{where}: no words in {text!r}")
+    return matched
 
 
 def parse_line(item: dict, corpus: Path) -> Utterance:

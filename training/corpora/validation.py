@@ -2,8 +2,8 @@
 
     python -m spiritrt.training.corpora.validation --corpus CORPUS --json report.json --plot report.png
 
-Errors make a corpus unusable (a cut behind the file's end, an id twice, words out of order); warnings are worth a look
-(clipping, silence, words too fast or too slow, text and words that differ).
+Errors make a corpus unusable (a cut behind the file's end, an id twice, words out of order, timed words that are not
+those of the text); warnings are worth a look (clipping, silence, words too fast or too slow).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from spiritrt.training.corpora.manifest import RATE_HZ, Utterance, cut_utterances, parse_line
+from spiritrt.training.corpora.manifest import RATE_HZ, Utterance, cut_utterances, match_words, parse_line
 from spiritrt.training.corpora.pronounce import words_of
 
 Floats = NDArray[np.float32]
@@ -82,17 +82,11 @@ def check_times(u: Utterance, limits: Limits) -> Iterator[Problem]:
         elif not limits.shortest_word_s <= word.end_s - word.start_s <= limits.longest_word_s:
             yield warning("word length", f"word {word.word!r} lasts {word.end_s - word.start_s:.3f} s")
         before = max(before, word.end_s)
-    if u.words:
-        written, timed = ([w.lower() for w in words_of(text)] for text in (u.text, " ".join(w.word for w in u.words)))
-        if written != timed:
-            yield warning("words", f"the words of the text and the timed ones differ: {_difference(written, timed)}")
-
-
-def _difference(written: Sequence[str], timed: Sequence[str]) -> str:
-    for a, b in zip(written, timed, strict=False):
-        if a != b:
-            return f"{a!r} and {b!r}"
-    return f"{len(written)} and {len(timed)} words"
+    if u.words and u.text.strip():
+        try:
+            match_words(u.text, [word.word for word in u.words], u.id)
+        except ValueError as problem:
+            yield error("words", f"text and timed words differ: {str(problem).removeprefix(f'{u.id}: ')}")
 
 
 def check_sound(u: Utterance, samples: Floats, limits: Limits) -> Iterator[Problem]:
@@ -152,7 +146,7 @@ def validate(corpus: Path, limits: Limits, sound: bool = True) -> tuple[list[Utt
     for u in utterances:
         problems += check_times(u, limits)
         if u.file not in lengths:
-            lengths[u.file] = _length_s(corpus / u.file)
+            lengths[u.file] = length_s(corpus / u.file)
         length = lengths[u.file]
         if length is None:
             problems.append(Problem(u.id, "error", "file", f"{u.file} cannot be read as sound"))
@@ -167,7 +161,8 @@ def validate(corpus: Path, limits: Limits, sound: bool = True) -> tuple[list[Utt
     return utterances, problems
 
 
-def _length_s(path: Path) -> float | None:
+def length_s(path: Path) -> float | None:
+    """Seconds of a sound file by its header, None where it cannot be read."""
     try:
         return soundfile.info(path).duration
     except (soundfile.LibsndfileError, OSError, TypeError):
