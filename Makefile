@@ -119,6 +119,7 @@ nano-smoke: $(TRAIN_SETUP)
 	$(TRAIN).vocoder --out $(SMOKE) --shards $(SMOKE)/shard2 --model $(SMOKE)/expressive --channels 96 --steps 10
 	$(TRAIN).lm --shards $(SMOKE)/shard2 --work $(SMOKE)/expressive_lm --out $(SMOKE)/expressive --steps 5 \
 		--batch-tokens 1024 --packed
+	$(TRAIN).judge --corpus $(SMOKE)/corpus --model $(SMOKE)/model --limit 2 --json $(SMOKE)/judge.json
 	$(BIN)/spiritrt eval salmon --model $(SMOKE)/expressive --limit 2 --json $(SMOKE)/salmon.json
 	$(BIN)/spiritrt eval storycloze --model $(SMOKE)/model --limit 4 --json $(SMOKE)/storycloze.json
 	$(BIN)/spiritrt eval resynthesis --model $(SMOKE)/model --limit 2 --json $(SMOKE)/resynthesis.json

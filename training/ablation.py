@@ -27,6 +27,7 @@ from spiritrt.evaluation.report import mean_metric
 from spiritrt.evaluation.stories import DIRECTIONS, storycloze
 from spiritrt.models.checkpoints import find
 from spiritrt.training.batches import BatchStream
+from spiritrt.training.checkpoint import check_origin, digest
 from spiritrt.training.lm import Plan, Trainer, run
 from spiritrt.training.lm_data import MIXES, load_documents
 from spiritrt.training.tokenizer import NanoTokenizer
@@ -94,15 +95,24 @@ def ablate(
     stories: Path,
     limit: int | None = None,
 ) -> dict[str, dict[str, dict[str, float | int]]]:
-    """Train and score every mix for every seed; writes `work/ablation.json` after each and returns the summary."""
+    """Train and score every mix for every seed; writes `work/ablation.json` after each and returns the summary.
+
+    Raises ValueError where a run in `work` is of another plan, other data or other stories.
+    """
+    data = {"units": units, "heard": heard, "stories": stories}
+    of_data = {name: path and path.is_file() and digest(path.read_text("utf-8")) for name, path in data.items()}
     results: dict[str, list[dict[str, dict[str, float | int]]]] = {mix: [] for mix in mixes}
     tokens: dict[str, list[int]] = {mix: [] for mix in mixes}
     for seed in range(seeds):
         for mix in mixes:
             folder = work / f"{mix}-{seed}"
-            done = folder / "stories.json"
+            done, origin = folder / "stories.json", folder / "origin.json"
+            made_of = {"plan": digest(asdict(replace(plan, seed=seed))), **of_data, "limit": limit}
+            if folder.is_dir():
+                check_origin(json.loads(origin.read_text("utf-8")) if origin.is_file() else None, made_of)
             if not done.is_file():
                 folder.mkdir(parents=True, exist_ok=True)
+                origin.write_text(json.dumps(made_of), encoding="utf-8")
                 model, read = train_one(mix, replace(plan, seed=seed), units, heard, family, folder)
                 run = {"tokens": read, "stories": score(model, stories, limit)}
                 done.write_text(json.dumps(run, indent=1), encoding="utf-8")
@@ -123,7 +133,7 @@ def main() -> None:
     parser.add_argument("--stories", type=Path, default=SETS / OWN_SETS["storycloze"])
     parser.add_argument("--mixes", nargs="+", choices=ABLATED, default=["interleaved", "pairs", "unaligned"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--limit", type=int, help="score only the first so many stories")
+    parser.add_argument("--limit", type=int, help="score only so many stories, drawn with the seed")
     parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each run")
     parser.add_argument("--batch-tokens", type=int, default=Plan().batch_tokens)
     parser.add_argument("--width", type=int, default=Plan().width)

@@ -1,7 +1,7 @@
 """What the trainers' command lines share: settings from a YAML file, threads and a device.
 
-A file has one section a trainer, by the name of its module, with its options in their long names (`configs/family.yaml`
-makes a family like nano). What the command line says as well wins.
+A file has one section a trainer, by the name of its module, with its options in their long names (`configs/nano.yaml`
+makes nano). What the command line says as well wins.
 """
 
 import argparse
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 CPU = torch.device("cpu")
+SECTIONS = {"units", "encoder", "hubert", "vocoder", "tokenizer", "lm", "pitch", "style"}
 Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
@@ -29,6 +30,7 @@ def parse(
     `argv` is the process's own by default. A file that cannot be read, or says what `parser` does not know, ends the
     process with a usage error, as an argument would.
     """
+    assert section in SECTIONS
     parser.add_argument("--config", type=Path, help=f"YAML file with these options in its section {section!r}")
     parser.add_argument("--threads", type=int, default=1)
     if device:
@@ -68,11 +70,15 @@ def settings(kind: type[Settings], args: argparse.Namespace, **others: object) -
 def options(file: Path, section: str) -> list[str]:
     """A section of a YAML file as a command line; empty where the file has no such section.
 
-    Raises ValueError where the file, or the section, is no mapping.
+    Raises ValueError where the file, or the section, is no mapping, and for a section that is no trainer.
     """
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not isinstance(content.get(section, {}), dict):
         raise ValueError(f"{file}: not a mapping of sections to options")
+    if unknown := sorted(set(content) - SECTIONS):
+        raise ValueError(
+            f"{file}: no trainer is called {', '.join(map(str, unknown))}; there are {', '.join(sorted(SECTIONS))}"
+        )
     line = []
     for name, value in content.get(section, {}).items():
         if value is False:

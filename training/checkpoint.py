@@ -1,5 +1,7 @@
 """Training state on disk: atomic checkpoints that resume to the same next loss, a time budget and averaged weights."""
 
+import hashlib
+import json
 import math
 import os
 import signal
@@ -42,6 +44,20 @@ def load_checkpoint(path: Path) -> State | None:
     if "cuda_rng" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda_rng"])
     return state
+
+
+def digest(what: object) -> str:
+    """A dozen hexadecimal digits that stand for `what` JSON can hold."""
+    return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def check_origin(stored: object, wanted: Mapping[str, object]) -> None:
+    """Raises ValueError naming what differs, where a checkpoint is not of the data and the model that are `wanted`."""
+    if not isinstance(stored, dict):
+        raise ValueError("the checkpoint does not say what it was made of: choose another folder, or move it away")
+    differing = [f"{n} {stored.get(n)}, not {value}" for n, value in wanted.items() if stored.get(n) != value]
+    if differing:
+        raise ValueError(f"the checkpoint is of {'; '.join(differing)}: choose another folder, or move it away")
 
 
 @dataclass(frozen=True, slots=True)

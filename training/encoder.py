@@ -23,7 +23,7 @@ from spiritrt.models.checkpoints import save_part
 from spiritrt.models.hubert import EncoderLayer, Hubert, HubertConfig, LinearQuantizer, encode_units
 from spiritrt.training.arguments import CPU, add_settings, parse, settings
 from spiritrt.training.augment import Augmentation, augment
-from spiritrt.training.checkpoint import Average, Budget, Schedule, load_checkpoint, rounded, set_lr
+from spiritrt.training.checkpoint import Average, Budget, Schedule, check_origin, load_checkpoint, rounded, set_lr
 from spiritrt.training.corpora.manifest import AudioStore, read_corpora
 from spiritrt.training.encoder_data import EncoderData, EncoderTraining, Targets, Units, read_targets
 from spiritrt.training.loop import train
@@ -151,10 +151,12 @@ class EncoderTrainer:
     def state(self) -> dict[str, object]:
         return {
             "step": self.step_index, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "average": self.average.tensors,
+            "average": self.average.tensors, "made_of": self.data.made_of,
         }  # fmt: skip
 
     def resume(self, state: Mapping[str, object]) -> None:
+        """Raises ValueError where the state is of other units."""
+        check_origin(state.get("made_of"), self.data.made_of)
         self.model.load_state_dict(state["model"])  # type: ignore[arg-type]
         self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
         self.average.load(state["average"])  # type: ignore[arg-type]

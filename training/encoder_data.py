@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spiritrt.training.augment import Augmentation, augment, change_speed, draw_speed
+from spiritrt.training.checkpoint import digest
 from spiritrt.training.corpora.manifest import AudioStore, Clip
 from spiritrt.training.units import FRAME_SPAN_SAMPLES, HOP_SAMPLES
 
@@ -106,6 +107,7 @@ class EncoderData:
         training: EncoderTraining,
     ) -> None:
         self.store, self.targets, self.training, self.silence_unit = store, targets, training, silence_unit
+        self.made_of = {"units": digest(list(inventory))}
         phones = sorted(set(inventory))
         self.phone_of = F.one_hot(
             torch.tensor([phones.index(p) for p in inventory]), len(phones)

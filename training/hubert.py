@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,16 @@ from spiritrt.models.checkpoints import save_part
 from spiritrt.models.hubert import Hubert, HubertConfig, LinearQuantizer
 from spiritrt.training.arguments import CPU, add_settings, parse, settings
 from spiritrt.training.augment import Augmentation, augment
-from spiritrt.training.checkpoint import Average, Budget, Schedule, load_checkpoint, rounded, set_lr
+from spiritrt.training.checkpoint import (
+    Average,
+    Budget,
+    Schedule,
+    check_origin,
+    digest,
+    load_checkpoint,
+    rounded,
+    set_lr,
+)
 from spiritrt.training.corpora.manifest import AudioStore, Clip, cut_utterances, read_corpora
 from spiritrt.training.encoder import HUBERT_CONFIG, frame_spectra
 from spiritrt.training.loop import train
@@ -39,6 +49,7 @@ Floats = NDArray[np.float32]
 Units = NDArray[np.int64]
 CODE_DIMS = 128
 TEMPERATURE = 0.1
+MADE_OF = "made_of"  # beside the clips in a file of targets
 MOST_POINTS = 20000  # frames that k-means is fitted on
 
 
@@ -129,6 +140,7 @@ class Data:
     def __init__(self, store: AudioStore, targets: Mapping[str, Units], training: MaskedTraining) -> None:
         """Raises ValueError where no clip is long enough for a crop."""
         self.store, self.targets, self.training = store, targets, training
+        self.made_of = {"targets": digest({name: row.tolist() for name, row in targets.items()})}
         self.clips: list[Clip] = [
             clip for clip in store.clips.values()
             if clip.split == "train" and len(targets.get(clip.id, ())) >= training.frames
@@ -198,10 +210,12 @@ class MaskedTrainer:
     def state(self) -> dict[str, object]:
         return {
             "step": self.step_index, "model": self.model.state_dict(), "hidden": self.hidden.detach(),
-            "optimizer": self.optimizer.state_dict(), "average": self.average.tensors,
+            "optimizer": self.optimizer.state_dict(), "average": self.average.tensors, "made_of": self.data.made_of,
         }  # fmt: skip
 
     def resume(self, state: Mapping[str, object]) -> None:
+        """Raises ValueError where the state is of other targets."""
+        check_origin(state.get("made_of"), self.data.made_of)
         self.model.load_state_dict(state["model"])  # type: ignore[arg-type]
         with torch.no_grad():
             self.hidden.copy_(state["hidden"])  # type: ignore[arg-type]
@@ -252,21 +266,31 @@ class QuantizerTrainer:
         return {"loss": float(loss.detach()), "accuracy": float((logits.argmax(-1) == targets).float().mean())}
 
     def state(self) -> dict[str, object]:
-        return {"step": self.step_index, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {
+            "step": self.step_index, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "made_of": self.data.made_of,
+        }  # fmt: skip
 
     def resume(self, state: Mapping[str, object]) -> None:
+        """Raises ValueError where the state is of other targets."""
+        check_origin(state.get("made_of"), self.data.made_of)
         self.model.load_state_dict(state["model"])  # type: ignore[arg-type]
         self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
         self.step_index = int(state["step"])  # type: ignore[call-overload]
 
 
 def cluster_store(
-    store: AudioStore, features_of: Callable[[Tensor], Tensor], count: int, path: Path, seed: int
+    store: AudioStore, features_of: Callable[[Tensor], Tensor], count: int, path: Path, seed: int, source: str = "sound"
 ) -> dict[str, Units]:
-    """Targets of every clip by k-means on its features, kept in `path`; fitted on the training clips."""
+    """Targets of every clip by k-means on its features; fitted on the training clips.
+
+    They are kept in `path`, with `source`, what the features are of: another one, or another `count`, makes them anew.
+    """
+    made_of = f"{source}, {count} clusters"
     if path.is_file():
         with np.load(path) as arrays:
-            return {name: arrays[name].astype(np.int64) for name in arrays.files}
+            if MADE_OF in arrays and str(arrays[MADE_OF]) == made_of:
+                return {name: arrays[name].astype(np.int64) for name in arrays.files if name != MADE_OF}
     features = {}
     for clip in tqdm(store.clips.values(), desc="features", file=sys.stderr):
         if frame_count(clip.length) > 1:
@@ -274,7 +298,8 @@ def cluster_store(
     clusters = Clusters.fit([f for i, f in features.items() if store.clips[i].split == "train"], count, seed)
     targets = {i: clusters.assign(f).numpy() for i, f in features.items()}
     partial = path.with_name("partial-" + path.name)
-    np.savez(partial, **{i: row.astype(np.int16) for i, row in targets.items()})  # type: ignore[arg-type]
+    arrays = {i: row.astype(np.int16) for i, row in targets.items()}
+    np.savez(partial, **arrays, **{MADE_OF: np.array(made_of)})  # type: ignore[arg-type]
     partial.replace(path)
     return targets
 
@@ -301,23 +326,27 @@ def main() -> None:
     add_settings(parser, MaskedTraining())
     args = parse(parser, "hubert")
     args.out.mkdir(parents=True, exist_ok=True)
+    by_corpus = read_corpora(args.corpus)
     if not (args.out / "audio.json").is_file():
-        by_corpus = read_corpora(args.corpus)
         AudioStore.write(args.out, [pair for c, members in by_corpus.items() for pair in cut_utterances(c, members)])
     store = AudioStore(args.out)
+    if store.clips.keys() != {u.id for members in by_corpus.values() for u in members}:
+        parser.error(f"{args.out / 'audio.json'} holds other utterances than --corpus: choose another --out")
     training = settings(MaskedTraining, args)
     first = min(100, args.clusters)
     budget = Budget(args.minutes)
     if args.stage == "1":
         targets = cluster_store(store, spectral_features, first, args.out / "targets_1.npz", args.seed)
     else:
-        before = hubert_of(args.out / ("stage_1.ckpt" if args.stage == "2" else "stage_2.ckpt"), first)
+        stage = args.out / ("stage_1.ckpt" if args.stage == "2" else "stage_2.ckpt")
+        before = hubert_of(stage, first)
         name = "targets_2.npz" if args.stage == "2" else "targets_units.npz"
 
         def features_of(samples: Tensor) -> Tensor:
             return layer_features(before, samples, args.layer)
 
-        targets = cluster_store(store, features_of, args.clusters, args.out / name, args.seed)
+        source = f"layer {args.layer} of {blake2b(stage.read_bytes(), digest_size=6).hexdigest()}"
+        targets = cluster_store(store, features_of, args.clusters, args.out / name, args.seed, source)
     count = first if args.stage == "1" else args.clusters
     data = Data(store, targets, training)
     path = args.out / (f"stage_{args.stage}.ckpt" if args.stage != "quantizer" else "quantizer.ckpt")

@@ -83,8 +83,13 @@ def group_of(utterance: Utterance, speakers: Sequence[str]) -> str:
 def judge(
     family: Family, corpus: Path, limit: int | None, save_to: Path | None
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, object]]]:
-    """Word error rates of each group and kind on the held-out splits, and one line an utterance."""
+    """Word error rates of each group and kind on the held-out splits, and one line an utterance.
+
+    Raises ValueError where nothing is held out.
+    """
     utterances = [u for u in read_manifest(corpus) if u.split != "train"]
+    if not utterances:
+        raise ValueError(f"{corpus} holds no utterance out: give some of its lines another `split` than train")
     if limit is not None:
         chosen = np.random.default_rng(7).permutation(len(utterances))[:limit]
         utterances = [utterances[i] for i in sorted(chosen)]

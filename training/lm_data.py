@@ -20,7 +20,7 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spiritrt.training.corpora.text import exchange, sentence
+from spiritrt.training.corpora.text import Exchange, exchange, sentence
 from spiritrt.training.interleave import (
     Segment,
     SpanPlan,
@@ -37,6 +37,7 @@ from spiritrt.training.unit_synthesis import Noise, Spoken, UnitBank, read_units
 
 HELD_OUT = ("test", "test_voice")
 STOP = " 'stop'"
+LENGTH_DRAWS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Mix:
     marker: understanding is harder to learn than speaking, and takes half the tokens that way. The user's exact units
     are not worth predicting: `user_unit_weight`. With `exchanges`, documents of aligned words and of one modality hold
     a whole exchange, question and answer, in one voice: stories, as it were, of two sentences on one topic.
+    `shares` are of documents, with `by_tokens` of tokens.
     """
 
     shares: dict[str, float] = field(
@@ -62,6 +64,7 @@ class Mix:
     unspoken_replies: float = 0.6
     user_unit_weight: float = 0.0
     exchanges: bool = False
+    by_tokens: bool = False
     context: int = 512
     spans: SpanPlan = field(default_factory=lambda: SpanPlan(text_words=(3, 10), speech_words=(3, 8)))
     noise: Noise = field(default_factory=Noise)
@@ -86,17 +89,30 @@ class Documents:
 
     def __init__(self, bank: UnitBank, encoder: TextEncoder, mix: Mix, seed: int, held_out: frozenset[str]) -> None:
         self.bank, self.encoder, self.mix, self.seed, self.held_out = bank, encoder, mix, seed, held_out
+        # a held-out text may have been said in training, too: in another voice, or as the answer to another question
+        self.lines, self.assistant_lines = (
+            [line for line in lines if line.text not in held_out] for lines in (bank.lines, bank.assistant_lines)
+        )
         by_dialogue: dict[str, dict[str, Spoken]] = {}
-        for line in (*bank.lines, *bank.assistant_lines):
+        for line in (*self.lines, *self.assistant_lines):
             if line.dialogue is not None:
                 by_dialogue.setdefault(line.dialogue, {})[line.role] = line
         self.real_pairs = [(pair["user"], pair["assistant"]) for pair in by_dialogue.values() if len(pair) == 2]
         self.kinds, self.weights = list(mix.shares), list(mix.shares.values())
+        if mix.by_tokens:
+            self.weights = [w / self._mean_length(k) for k, w in zip(self.kinds, self.weights, strict=True)]
 
     def document(self, epoch: int, index: int) -> tuple[list[int], list[float]]:
         """Ids and loss weights of one document, at most `context` long."""
         rng = rng_of(self.seed, epoch, index)
-        kind = rng.choices(self.kinds, self.weights)[0]
+        return self._document(rng.choices(self.kinds, self.weights)[0], rng)
+
+    def _mean_length(self, kind: str) -> float:
+        """Tokens of a document of a kind, in the mean of `LENGTH_DRAWS`."""
+        made = [self._document(kind, rng_of(self.seed, -1, index)) for index in range(LENGTH_DRAWS)]
+        return sum(len(ids) for ids, _ in made) / LENGTH_DRAWS
+
+    def _document(self, kind: str, rng: random.Random) -> tuple[list[int], list[float]]:
         segments = KINDS[kind](self, rng)
         ids, weights = encode(segments, self.encoder)
         if kind == "dialogue" and rng.random() < self.mix.unspoken_replies:
@@ -106,15 +122,25 @@ class Documents:
             ids, weights = encode(segments[: turns[0] + 1], self.encoder)
         return ids[: self.mix.context], weights[: self.mix.context]
 
+    def _exchange(self, rng: random.Random) -> Exchange:
+        """A question and its answer, neither of them held out."""
+        while True:
+            pair = exchange(self.seed, rng.getrandbits(48))
+            if self.held_out.isdisjoint((pair.user, pair.assistant)):
+                return pair
+
+    def _sentence(self, rng: random.Random) -> str:
+        """A single sentence that is not held out."""
+        while (text := sentence(self.seed, rng.getrandbits(48))) in self.held_out:
+            pass
+        return text
+
     def _pair(self, rng: random.Random) -> tuple[Line, Line]:
         """A user's line and the reply to it."""
         if self.real_pairs and rng.random() < self.mix.real_dialogues:
             user, reply = rng.choice(self.real_pairs)
             return Line(user.text, user.words), Line(reply.text, reply.words)
-        while True:
-            pair = exchange(self.seed, rng.getrandbits(48))
-            if pair.user not in self.held_out:
-                break
+        pair = self._exchange(rng)
         user_words = self.bank.speak(pair.user, rng, assistant=False)
         return Line(pair.user, user_words), Line(pair.assistant, self.bank.speak(pair.assistant, rng, assistant=True))
 
@@ -129,18 +155,16 @@ class Documents:
 
     def _whole_line(self, rng: random.Random, assistant: bool) -> Line:
         draw = rng.random()
-        real = self.bank.assistant_lines if assistant else self.bank.lines
+        real = self.assistant_lines if assistant else self.lines
         if real and draw < self.mix.real_lines:
             line = rng.choice(real)
             return Line(line.text, line.words)
-        while True:
-            if draw < self.mix.real_lines + 0.2:
-                text = sentence(self.seed, rng.getrandbits(48))
-            else:
-                pair = exchange(self.seed, rng.getrandbits(48))
-                text = rng.choice((pair.user, pair.assistant))
-            if text not in self.held_out:
-                return Line(text, self.bank.speak(text, rng, assistant))
+        if draw < self.mix.real_lines + 0.2:
+            text = self._sentence(rng)
+        else:
+            pair = self._exchange(rng)
+            text = rng.choice((pair.user, pair.assistant))
+        return Line(text, self.bank.speak(text, rng, assistant))
 
     def _heard(self, line: Line, rng: random.Random) -> tuple[int, ...]:
         """Units of a line as an encoder would give them: half of the lines are disturbed."""
@@ -198,8 +222,7 @@ class Documents:
     def _aligned_words(self, rng: random.Random) -> tuple[SpokenWord, ...]:
         """Words of one to three lines, or of an exchange, in one voice."""
         if self.mix.exchanges:
-            while (pair := exchange(self.seed, rng.getrandbits(48))).user in self.held_out:
-                pass
+            pair = self._exchange(rng)
             return tuple(word for line in (pair.user, pair.assistant) for word in self.bank.speak(line, rng, True))
         words: tuple[SpokenWord, ...] = ()
         for _ in range(rng.randint(1, 3)):
@@ -227,12 +250,10 @@ class Documents:
     def _text(self, rng: random.Random) -> list[Segment]:
         if self.mix.exchanges:
             return [Segment("text", text=text_of(self._aligned_words(rng)), ends_turn=True)]
-        pair = exchange(self.seed, rng.getrandbits(48))
-        if pair.user in self.held_out:
-            return self._text(rng)
         if rng.random() < 0.7:
+            pair = self._exchange(rng)
             return [Segment("text", text=f"{self._typed_text(pair.user, rng)} A: {pair.assistant}", ends_turn=True)]
-        return [Segment("text", text=sentence(self.seed, rng.getrandbits(48)), ends_turn=True)]
+        return [Segment("text", text=self._sentence(rng), ends_turn=True)]
 
     def _speech(self, rng: random.Random) -> list[Segment]:
         words = self._aligned_words(rng) if self.mix.exchanges else self._line(rng, assistant=True).words
@@ -253,9 +274,10 @@ KINDS = {
 
 
 def _thirds(aligned: str | None) -> Mix:
-    """A third each of speech, text and `aligned` documents; halves where there are none (paper, section 3)."""
+    """A third of the tokens each of speech, text and `aligned` documents; halves where there are none (paper,
+    section 3)."""
     kinds = [kind for kind in ("speech", "text", aligned) if kind]
-    return Mix(shares={kind: 1 / len(kinds) for kind in kinds}, exchanges=True)
+    return Mix(shares={kind: 1 / len(kinds) for kind in kinds}, exchanges=True, by_tokens=True)
 
 
 # nano's own, and the paper's recipe with its ablations

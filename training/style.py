@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,7 @@ from spiritrt.training.corpora.manifest import RATE_HZ, Utterance, cut_utterance
 from spiritrt.training.loop import train
 
 Floats = NDArray[np.float32]
+GENDERED = re.compile("[a-z]([fm])_")
 
 
 def official_config(styles: Sequence[str]) -> dict[str, object]:
@@ -158,24 +161,32 @@ class StyleTrainer:
 
 
 def gender_of(speaker: str) -> str | None:
-    """`f` or `m` of a Kokoro voice such as `af_bella`, or of a blend of two of the same; None where it is neither."""
-    letters = {part[1:2] for part in speaker.split("+")}
-    return letters.pop() if letters in ({"f"}, {"m"}) else None
+    """`f` or `m` of a name such as Kokoro's (`af_bella`), or of a blend of two of the same; None of any other."""
+    letters = {match[1] if (match := GENDERED.match(part)) else None for part in speaker.split("+")}
+    return letters.pop() if len(letters) == 1 else None
 
 
 def read_clips(
     corpora: Sequence[Path], voices: bool = False
 ) -> tuple[list[tuple[str, Floats]], list[tuple[str, Floats]]]:
     """(class, samples) of the training and of the held-out utterances; with `voices` classes are `lively f` and so on,
-    and utterances of voices without a known gender are left out."""
+    and utterances of voices without a known gender are left out. Raises ValueError where that leaves none."""
     found: tuple[list[tuple[str, Floats]], list[tuple[str, Floats]]] = ([], [])
+    left_out: dict[str, int] = {}
     for corpus, utterances in read_corpora(corpora).items():
         pairs: list[tuple[Utterance, Floats]] = list(cut_utterances(corpus, utterances))
         for u, samples in pairs:
             gender = gender_of(u.speaker)
             if voices and gender is None:
+                left_out[u.speaker] = left_out.get(u.speaker, 0) + 1
                 continue
             found[u.split != "train"].append((f"{u.style} {gender}" if voices else u.style, samples))
+    if left_out:
+        names = ", ".join(sorted(left_out)[:5])
+        said = f"{sum(left_out.values())} utterances whose speakers' names ({names}) do not begin as af_ or bm_ do"
+        if not found[0]:
+            raise ValueError(f"--voices: nothing but {said}")
+        print(f"left out: {said}", file=sys.stderr)
     return found
 
 

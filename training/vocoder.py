@@ -25,7 +25,16 @@ from spiritrt.models.checkpoints import find, save_part
 from spiritrt.models.hubert import Hubert, hubert_from_official
 from spiritrt.models.vocoder import ResidualBlock, Vocoder, VocoderConfig, vocoder_from_official
 from spiritrt.training.arguments import CPU, add_settings, parse, settings
-from spiritrt.training.checkpoint import Average, Budget, Schedule, load_checkpoint, rounded, set_lr
+from spiritrt.training.checkpoint import (
+    Average,
+    Budget,
+    Schedule,
+    check_origin,
+    digest,
+    load_checkpoint,
+    rounded,
+    set_lr,
+)
 from spiritrt.training.corpora.manifest import AudioStore
 from spiritrt.training.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
 from spiritrt.training.loop import train
@@ -142,12 +151,14 @@ def fit_durations(vocoder: Vocoder, lines: list[Units], seed: int, steps: int, b
 
 @torch.no_grad()
 def duration_error(vocoder: Vocoder, lines: list[Units]) -> dict[str, float]:
-    """Mean absolute error in frames a unit, and predicted over real total length, on frame units."""
+    """Mean absolute error in frames a unit, and predicted over real total length, on frame units; nothing of none."""
     errors, made, real = [], 0, 0
     for units, frames in map(run_lengths, lines):
         predicted = vocoder.durations(torch.from_numpy(units)[None])[0].numpy()
         errors.append(np.abs(predicted - frames))
         made, real = made + int(predicted.sum()), real + int(frames.sum())
+    if not errors:
+        return {}
     return {"duration_error_frames": float(np.concatenate(errors).mean()), "length_ratio": made / real}
 
 
@@ -174,6 +185,7 @@ class VocoderTrainer:
         trained = [p for n, p in self.vocoder.named_parameters() if not n.startswith("dur_predictor")]
         self.optimizer = torch.optim.AdamW(trained, lr=training.lr, betas=(0.8, 0.99), weight_decay=0.0)
         self.d_optimizer = torch.optim.AdamW(self.discriminators.parameters(), lr=training.gan_lr, betas=(0.8, 0.99))
+        self.made_of = {"units": data.made_of, "voices": ", ".join(training.speakers), "shape": digest(self.config)}
         self.average = Average(self.vocoder)
         self.loss = SpectralLoss().to(device)
         self.hearing = HearingLoss(hubert).to(device) if hubert else None
@@ -226,10 +238,12 @@ class VocoderTrainer:
         return {
             "step": self.step_index, "vocoder": self.vocoder.state_dict(), "optimizer": self.optimizer.state_dict(),
             "discriminators": self.discriminators.state_dict(), "d_optimizer": self.d_optimizer.state_dict(),
-            "average": self.average.tensors,
+            "average": self.average.tensors, "made_of": self.made_of,
         }  # fmt: skip
 
     def resume(self, state: Mapping[str, object]) -> None:
+        """Raises ValueError where the state is of other units, voices or another shape."""
+        check_origin(state.get("made_of"), self.made_of)
         self.vocoder.load_state_dict(state["vocoder"])  # type: ignore[arg-type]
         self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
         self.discriminators.load_state_dict(state["discriminators"])  # type: ignore[arg-type]
@@ -270,7 +284,9 @@ def main() -> None:
         parser.error(f"--begin has a vocoder of {wide} channels, not {args.channels}: leave out one of the two")
     sound = AudioStore(args.sound or args.out)
     speakers = speakers_of(sound, args.speakers)
-    training = settings(VocoderTraining, args, gan_from=args.gan_from or args.steps, speakers=speakers)
+    training = settings(
+        VocoderTraining, args, gan_from=args.steps if args.gan_from is None else args.gan_from, speakers=speakers
+    )
     with np.load(args.out / "targets.npz") as arrays:
         targets = {k.removesuffix("/units"): arrays[k].astype(np.int64) for k in arrays.files if k.endswith("/units")}
     files = [args.out / "encoder_units.jsonl", args.out / "encoder_units_noisy.jsonl"]
@@ -297,7 +313,8 @@ def main() -> None:
         trainer.resume(state)
     if not args.export_only:
         train(trainer, training.steps, path, path.with_suffix(".log"), Budget(args.minutes))
-    neutral = [clip for clip in store.clips.values() if clip.style == "neutral" and clip.id in targets]
+    clips = [clip for clip in store.clips.values() if clip.id in targets]
+    neutral = [clip for clip in clips if clip.style == "neutral"] or clips
     kinds = [*encoded[:1], targets]  # what an encoder hears, and what a language model says
     lines, held_out = (
         [kind[clip.id] for kind in kinds for clip in neutral if (clip.split == "train") == trained and clip.id in kind]

@@ -13,6 +13,7 @@ from torch import Tensor
 from spiritrt.models.checkpoints import Checkpoint
 from spiritrt.models.pitch import PitchQuantizerConfig
 from spiritrt.models.style import StyleConfig
+from spiritrt.training.checkpoint import digest
 from spiritrt.training.corpora.manifest import AudioStore, Clip
 from spiritrt.training.shards import Shard, Tokenized, tokenizer_versions
 from spiritrt.training.units import HOP_SAMPLES
@@ -158,6 +159,7 @@ class VocoderData:
         if empty:
             raise ValueError(f"no training utterances of {training.frames} frames for the voices {empty}")
         self.weights = [np.array([c.length for c in clips], float) for clips in self.by_speaker]
+        self.made_of = digest(inventory)
         names = np.array(inventory)
         self.siblings = [np.flatnonzero(names == name) for name in names]
 

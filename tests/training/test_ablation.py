@@ -47,3 +47,5 @@ def test_finished_runs_are_not_done_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert figures["pairs"]["S"]["accuracy"] == 0.6 and figures["interleaved"]["S"]["count"] == 2
     written = json.loads((tmp_path / "work" / "ablation.json").read_text())
     assert written["tokens"] == {"interleaved": [100, 101], "pairs": [100, 101]} and written["plan"]["steps"] == 3
+    with pytest.raises(ValueError, match="the checkpoint is of plan"):
+        ablate(*arguments[:2], Plan(steps=4), *arguments[3:])

@@ -47,7 +47,8 @@ def test_the_section_of_a_file_is_read_and_the_command_line_wins(tmp_path):
     ("text", "said"),
     [
         ("lm: {stepz: 3}", "--stepz"), ("lm: {steps: many}", "invalid int value: 'many'"), ("- lm", "not a mapping"),
-        ("lm: 3", "not a mapping"), ("lm: {steps: [", "flow"),
+        ("lm: 3", "not a mapping"), ("llm: {steps: 3}", "no trainer is called llm"),
+        ("family: nano\nwork: work", "no trainer is called family, work"), ("lm: {steps: [", "flow"),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_a_usage_error(tmp_path, capsys, text, said):

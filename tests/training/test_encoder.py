@@ -122,6 +122,15 @@ def test_a_few_steps_learn_and_a_resumed_run_repeats(tmp_path):
     assert [resumed.step()["loss"] for _ in range(2)] == following
 
 
+def test_a_state_of_other_units_is_refused(tmp_path):
+    data = toy(tmp_path)
+    trainer = EncoderTrainer(data, data.training)
+    state = trainer.state()
+    data.made_of = {"units": "others"}
+    with pytest.raises(ValueError, match="not others: choose another folder"):
+        trainer.resume(state)
+
+
 def test_chunked_attention_sees_its_chunk_and_a_bounded_future():
     mask = chunked_attention(10, chunk=4, look_ahead=2)
     assert mask[0].tolist() == mask[3].tolist() == [True] * 6 + [False] * 4

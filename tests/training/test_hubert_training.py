@@ -121,6 +121,15 @@ def test_the_stages_end_in_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for stage in ("1", "2", "quantizer"):
         monkeypatch.setattr(sys, "argv", [*command, stage])
         main()
+    # stage 1 has trained on: its features are others, and what stage 2 learnt from them is too
+    monkeypatch.setattr(sys, "argv", [*command, "1", "--steps", "2"])
+    main()
+    monkeypatch.setattr(sys, "argv", [*command, "2"])
+    with pytest.raises(ValueError, match="the checkpoint is of targets"):
+        main()
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    with pytest.raises(SystemExit):
+        main()
     checkpoint = find(str(tmp_path / "model"))
     hubert, quantizer = (
         make(checkpoint.part(name).config, checkpoint.part(name).load())

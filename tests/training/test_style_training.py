@@ -74,6 +74,8 @@ def test_a_resumed_run_repeats_and_other_styles_are_refused(tmp_path: Path):
         ("af_sky:40+bf_emma:60", "f"),
         ("af_sky:40+bm_lewis:60", None),
         ("84", None),
+        ("Emma", None),
+        ("af_sky+Emma", None),
     ],
 )
 def test_the_gender_of_a_voice(speaker: str, gender: str | None):

@@ -1,5 +1,6 @@
 """Vocoder training: aligned crops, losses, durations, exact resume, export."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,23 @@ def test_a_few_steps_learn_and_a_resumed_run_repeats(tmp_path, gan_from, hears):
     assert state is not None
     resumed.resume(state)
     assert [resumed.step() for _ in range(2)] == following
+
+
+def test_a_state_of_other_voices_or_units_is_refused(tmp_path):
+    trainer = VocoderTrainer(toy(tmp_path), SMALL)
+    state = trainer.state()
+    other = replace(SMALL, speakers=SPEAKERS[::-1])
+    with pytest.raises(ValueError, match=f"voices {', '.join(SPEAKERS)}, not {', '.join(SPEAKERS[::-1])}"):
+        VocoderTrainer(toy(tmp_path, other), other).resume(state)
+    trainer.made_of = trainer.made_of | {"units": "others"}
+    with pytest.raises(ValueError, match="not others"):
+        trainer.resume(state)
+    with pytest.raises(ValueError, match="does not say"):
+        trainer.resume({})
+
+
+def test_a_corpus_without_neutral_or_held_out_lines_can_be_exported(tmp_path):
+    assert duration_error(folded(build_vocoder(), None), []) == {}
 
 
 def test_folding_keeps_the_sound_and_the_export_loads(tmp_path):
