@@ -6,7 +6,7 @@ A document a row cannot leak into another, and begins at position 0, as at infer
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -83,7 +83,7 @@ class BatchStream:
     together in rows of the mix's context.
 
     Batch number `group` of window `epoch` depends on the arguments alone; `state` is where the next one lies, and
-    setting it continues there exactly.
+    setting it continues there exactly, in a stream of the same `shape`.
     """
 
     def __init__(self, documents: DocumentSource, tokens: int, window: int = 1024, packed: bool = False) -> None:
@@ -104,20 +104,25 @@ class BatchStream:
     def state(self, position: tuple[int, int]) -> None:
         self.epoch, self.group = position
 
+    @property
+    def shape(self) -> dict[str, int]:
+        """What the batches of a window depend on beside its documents."""
+        return {
+            "packed": int(self.packed), "tokens": self.tokens, "context": self.documents.mix.context,
+            "window": self.window,
+        }  # fmt: skip
+
+    def resume(self, position: tuple[int, int], shape: Mapping[str, int]) -> None:
+        """Continue at the `state` of a stream of `shape`: exactly there, or at the next window if this has another."""
+        self.state = position if shape == self.shape else (position[0] + 1, 0)
+
     def next(self) -> Batch | Packed:
         """The next batch."""
         if self._loaded != self.epoch:
-            self._made = [self.documents.document(self.epoch, index) for index in range(self.window)]
-            rng = rng_of(self.documents.seed, self.epoch, -1)
-            lengths = [len(ids) for ids, _ in self._made]
-            if self.packed:
-                self._rows = pack(lengths, self.documents.mix.context)
-                rng.shuffle(self._rows)
-                many = self.tokens // self.documents.mix.context
-                self._groups = [list(range(i, min(i + many, len(self._rows)))) for i in range(0, len(self._rows), many)]
-            else:
-                self._groups = group_by_length(lengths, self.tokens, rng)
-            self._loaded = self.epoch
+            self._load()
+        if self.group >= len(self._groups):  # a position in other documents, which made more batches
+            self.epoch, self.group = self.epoch + 1, 0
+            self._load()
         group = self._groups[self.group]
         batch: Batch | Packed
         if self.packed:
@@ -128,3 +133,17 @@ class BatchStream:
         if self.group == len(self._groups):
             self.epoch, self.group = self.epoch + 1, 0
         return batch
+
+    def _load(self) -> None:
+        """Makes the documents of the window, and groups them."""
+        self._made = [self.documents.document(self.epoch, index) for index in range(self.window)]
+        rng = rng_of(self.documents.seed, self.epoch, -1)
+        lengths = [len(ids) for ids, _ in self._made]
+        if self.packed:
+            self._rows = pack(lengths, self.documents.mix.context)
+            rng.shuffle(self._rows)
+            many = self.tokens // self.documents.mix.context
+            self._groups = [list(range(i, min(i + many, len(self._rows)))) for i in range(0, len(self._rows), many)]
+        else:
+            self._groups = group_by_length(lengths, self.tokens, rng)
+        self._loaded = self.epoch

@@ -51,13 +51,21 @@ def digest(what: object) -> str:
     return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
-def check_origin(stored: object, wanted: Mapping[str, object]) -> None:
+def check_origin(stored: object, wanted: Mapping[str, object], name: str = "the checkpoint") -> None:
     """Raises ValueError naming what differs, where a checkpoint is not of the data and the model that are `wanted`."""
     if not isinstance(stored, dict):
-        raise ValueError("the checkpoint does not say what it was made of: choose another folder, or move it away")
-    differing = [f"{n} {stored.get(n)}, not {value}" for n, value in wanted.items() if stored.get(n) != value]
+        raise ValueError(f"{name} does not say what it was made of: choose another folder, or move it away")
+    differing = [
+        f"{key} {_listed(stored.get(key))}, not {_listed(value)}"
+        for key, value in wanted.items()
+        if stored.get(key) != value
+    ]
     if differing:
-        raise ValueError(f"the checkpoint is of {'; '.join(differing)}: choose another folder, or move it away")
+        raise ValueError(f"{name} is of {'; '.join(differing)}: choose another folder, or move it away")
+
+
+def _listed(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,10 +35,10 @@ from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.models.weights import load_weights
 from spiritrt.tokens.text import Tokenizer
 from spiritrt.training.batches import BatchStream
-from spiritrt.training.checkpoint import Budget, Schedule, load_checkpoint, save_checkpoint, set_lr
+from spiritrt.training.checkpoint import Budget, Schedule, check_origin, load_checkpoint, save_checkpoint, set_lr
 from spiritrt.training.interleave import Segment, SpanPlan, draw_spans, encode, rng_of
 from spiritrt.training.lm import digest_of, loss_of
-from spiritrt.training.shard_documents import FamilyEncoder
+from spiritrt.training.shard_documents import FamilyEncoder, shard_version
 from spiritrt.training.shards import Shard, Tokenized, tokenizer_versions
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -163,35 +163,11 @@ def origin(
     """
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode() + digest_of(weights).encode())
     return {
-        "model": digest.hexdigest()[:12], "shards": [_shard_version(folder) for folder in shards], "task": plan.task,
+        "model": digest.hexdigest()[:12], "shards": [shard_version(folder) for folder in shards], "task": plan.task,
         "rank": plan.rank, "alpha": plan.alpha, "text_words": list(plan.spans.text_words),
         "speech_words": list(plan.spans.speech_words), "context": plan.context, "batch_tokens": plan.batch_tokens,
         "seed": plan.seed,
     }  # fmt: skip
-
-
-def _shard_version(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for name in ("shard.json", "line_offsets.npy", "word_offsets.npy", "words.npy"):
-        digest.update((folder / name).read_bytes())
-    return f"{folder.resolve().name} ({digest.hexdigest()[:12]})"
-
-
-def check_origin(file: Path, stored: object, wanted: Mapping[str, object]) -> None:
-    """Raises ValueError naming what differs, where the state in `file` is not of the run that is `wanted`."""
-    if not isinstance(stored, dict):
-        raise ValueError(f"{file} does not say what it was made of: choose another --out")
-    differing = [
-        f"{name} {_listed(stored.get(name))}, not {_listed(value)}"
-        for name, value in wanted.items()
-        if stored.get(name) != value
-    ]
-    if differing:
-        raise ValueError(f"{file} is of a run with {'; '.join(differing)}: choose another --out, or the same settings")
-
-
-def _listed(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def finetune(
@@ -225,7 +201,7 @@ def finetune(
     adapters = {name: p for name, p in llama.named_parameters() if p.requires_grad}
     made_of = origin(config, stored, shards, plan)
     if (state := load_checkpoint(state_file)) is not None:
-        check_origin(state_file, state.get("made_of"), made_of)
+        check_origin(state.get("made_of"), made_of, str(state_file))
         done = int(state["step"])  # type: ignore[call-overload]
         stream.state = (int(state["epoch"]), int(state["group"]))  # type: ignore[call-overload]
         optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
@@ -246,7 +222,7 @@ def finetune(
     with Budget(minutes) as budget:
         while done < plan.steps and not budget.spent():
             set_lr(optimizer, schedule(done))
-            loss = loss_of(llama, stream.next())
+            loss = loss_of(llama, stream.next().to(torch.device(device)))
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()

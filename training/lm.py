@@ -41,6 +41,9 @@ from spiritrt.training.shard_documents import KINDS, ShardDocuments, TokenMix, r
 from spiritrt.training.shards import Shard, tokenizer_versions
 from spiritrt.training.tokenizer import ROWS, NanoTokenizer
 
+OF_SHARDS = ("text", "context", "text_words", "speech_words")  # options, None where they are not given
+OF_UNITS = ("units", "heard", "mix")
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -214,6 +217,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "stream": self.stream.state,
+            "stream_shape": self.stream.shape,
             "steps_done": self.steps_done,
             "tokens": self.tokens,
             "spent_s": self.spent_s,
@@ -225,7 +229,10 @@ class Trainer:
         os.replace(partial, path)
 
     def load(self, path: Path) -> None:
-        """Continue from `path`. Raises ValueError where the model there has another shape, or is another family's."""
+        """Continue from `path`; with batches of another shape at the beginning of the next window of documents.
+
+        Raises ValueError where the model there has another shape, or is another family's.
+        """
         state = torch.load(path, map_location="cpu", weights_only=True)
         mine, its = self.official, state.get("official", self.official)
         if differing := sorted(key for key in mine | its if mine.get(key) != its.get(key)):
@@ -242,7 +249,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.stream.state = tuple(state["stream"])
+        self.stream.resume(tuple(state["stream"]), state.get("stream_shape", self.stream.shape))
         self.steps_done, self.tokens, self.spent_s = state["steps_done"], state["tokens"], state["spent_s"]
 
     def export(self, folder: Path, state: Path) -> None:
@@ -319,12 +326,19 @@ def from_shards(
     return documents, Start.of(checkpoint, plan, rows)
 
 
+def refuse_idle(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """A usage error for options that have no effect: those of shards without any, those of nano's own corpus with."""
+    idle, why = (OF_UNITS, "no effect with --shards") if args.shards else (OF_SHARDS, "no effect without --shards")
+    if given := [f"--{name.replace('_', '-')}" for name in idle if getattr(args, name) is not None]:
+        parser.error(f"{', '.join(given)}: {why}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Train the nano language model; a second run continues the first.",
         epilog="example: python -m spiritrt.training.lm --minutes 60 --threads 1",
     )
-    parser.add_argument("--units", type=Path, default=Path("build/nano/units.jsonl"))
+    parser.add_argument("--units", type=Path, help="without --shards: build/nano/units.jsonl by default")
     parser.add_argument("--heard", type=Path, help="JSON lines of the units that the trained encoder emits")
     parser.add_argument("--work", type=Path, default=Path("build/nano"), help="folder of lm.pt and lm.log")
     parser.add_argument(
@@ -333,30 +347,31 @@ def main() -> None:
     parser.add_argument("--export-minutes", type=float, default=10.0)
     parser.add_argument("--save-minutes", type=float, default=4.0)
     parser.add_argument("--shards", type=Path, nargs="+", default=[], help="train on these, and go on from --out's lm")
-    parser.add_argument("--text", type=Path, nargs="+", default=[], help="with --shards: files of text")
-    parser.add_argument("--context", type=int, default=512, help="with --shards: most tokens of a document")
+    parser.add_argument("--text", type=Path, nargs="+", help="with --shards: files of text")
+    parser.add_argument("--context", type=int, help="with --shards: most tokens of a document (512)")
     parser.add_argument(
-        "--text-words",
-        type=int,
-        nargs=2,
-        default=(3, 10),
-        help="with --shards: of a text span (the paper: 10 30)",
+        "--text-words", type=int, nargs=2, help="with --shards: of a text span (3 10; the paper: 10 30)"
     )
     parser.add_argument(
-        "--speech-words", type=int, nargs=2, default=(3, 8), help="with --shards: of a speech span (the paper: 5 15)"
+        "--speech-words", type=int, nargs=2, help="with --shards: of a speech span (3 8; the paper: 5 15)"
     )
-    parser.add_argument("--mix", choices=sorted(MIXES), default="nano", help="which documents, in which shares")
+    parser.add_argument(
+        "--mix", choices=sorted(MIXES), help="without --shards: which documents, in which shares (nano)"
+    )
     parser.add_argument("--packed", action="store_true", help="several documents a row, none seeing another")
     add_settings(parser, Plan())
     args = parse(parser, "lm")
+    refuse_idle(parser, args)
     plan = settings(Plan, args)
     documents: Documents | ShardDocuments
     start: Start | None = None
     if args.shards:
-        spans = SpanPlan(text_words=tuple(args.text_words), speech_words=tuple(args.speech_words))
-        documents, start = from_shards(args.shards, args.text, args.out, plan, args.context, spans)
+        spans = SpanPlan(tuple(args.text_words or (3, 10)), tuple(args.speech_words or (3, 8)))
+        context = 512 if args.context is None else args.context
+        documents, start = from_shards(args.shards, args.text or [], args.out, plan, context, spans)
     else:
-        documents = load_documents(args.units, NanoTokenizer(args.out), MIXES[args.mix], plan.seed, args.heard)
+        units, mix = args.units or Path("build/nano/units.jsonl"), MIXES[args.mix or "nano"]
+        documents = load_documents(units, NanoTokenizer(args.out), mix, plan.seed, args.heard)
     trainer = Trainer(plan, BatchStream(documents, plan.batch_tokens, packed=args.packed), start, args.device)
     args.work.mkdir(parents=True, exist_ok=True)
     if (args.work / "lm.pt").exists():

@@ -7,12 +7,13 @@ AdamW at a constant rate after warm-up, as the paper trains. A step is `tokens_a
 `tokens_a_batch`, dealt to the processes in turn, so that the losses do not depend on how many there are. Checkpoints
 are sharded (torch.distributed.checkpoint), hold everything, and may be resumed with another number of processes.
 Of many, each keeps its own rows alone, and cuts them from the memory-mapped weights. SIGTERM ends at the next step with
-a checkpoint.
+a checkpoint. A run goes on from a checkpoint of the same family and data alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -48,9 +49,11 @@ from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.models.weights import load_weights
 from spiritrt.tokens.text import Tokenizer
 from spiritrt.training.batches import BatchStream
+from spiritrt.training.checkpoint import check_origin
 from spiritrt.training.interleave import SpanPlan
+from spiritrt.training.lm import digest_of
 from spiritrt.training.packing import Packed
-from spiritrt.training.shard_documents import ShardDocuments, TokenMix, read_text
+from spiritrt.training.shard_documents import ShardDocuments, TokenMix, read_text, shard_version
 from spiritrt.training.shards import Shard, tokenizer_versions
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -190,7 +193,11 @@ class Pretraining:
         else:
             self.model.to(place.device)
             self.autocast = torch.autocast(place.device.type, reduced, enabled=reduced != torch.float32)
-        self._load(part.load())
+        stored = part.load()
+        self._load(stored)
+        # what the family's folder held and may hold now; only the first process has it, and writes `work/latest`
+        self.known = [digest_of(stored)] if place.rank == 0 else []
+        self.made_of = origin(plan, self.known[0]) if place.rank == 0 else {}
         decay = [p for p in self.model.parameters() if p.ndim > 1]
         plain = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": plan.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -216,7 +223,7 @@ class Pretraining:
         loss = torch.zeros((), device=self.place.device)
         # every process makes equally many passes: a collective waits for all
         for number in range(-(-len(batches) // self.place.world)):
-            batch = own[number] if number < len(own) else batches[0]
+            batch = (own[number] if number < len(own) else batches[0]).to(self.place.device)
             assert isinstance(batch, Packed)
             share = self._loss(batch) / total * float(number < len(own))
             # FSDP takes the mean over processes, the step wants their sum
@@ -235,37 +242,67 @@ class Pretraining:
 
     def _loss(self, batch: Packed) -> Tensor:
         """Weighted sum of the losses of a batch's tokens."""
-        device = self.place.device
-        ids, weights = batch.ids.to(device), batch.weights.to(device)[:, 1:]
         with self.autocast:
-            logits = self.model(ids, mask=batch.mask().to(device), positions=batch.positions.to(device))[:, :-1]
+            logits = self.model(batch.ids, mask=batch.mask(), positions=batch.positions)[:, :-1]
+        weights = batch.weights[:, 1:]
         chosen = weights > 0
-        losses = F.cross_entropy(logits[chosen].float(), ids[:, 1:][chosen], reduction="none")
+        losses = F.cross_entropy(logits[chosen].float(), batch.ids[:, 1:][chosen], reduction="none")
         return (losses * weights[chosen]).sum()
 
     def save(self, work: Path) -> None:
-        """Write everything to `work/step-N` and point `work/latest` to it; the one before is removed."""
-        model, optimizer = get_state_dict(self.model, self.optimizer)
+        """Write everything to `work/step-N` and point `work/latest` to it; the one before is removed.
+
+        Where `work/latest` is of this step already nothing is written: a kill would damage the only checkpoint.
+        """
         name = f"step-{self.steps_done}"
+        if _agreed(self.place, self.place.rank == 0 and _latest(work).get("folder") == name):
+            return
+        model, optimizer = get_state_dict(self.model, self.optimizer)
         dcp.save(
             {"model": model, "optimizer": optimizer}, checkpoint_id=str(work / name), no_dist=self.place.world == 1
         )
         if self.place.rank == 0:
-            state = {"folder": name, "steps_done": self.steps_done, "stream": self.stream.state}
-            partial = work / f"{LATEST}.partial"
-            partial.write_text(json.dumps(state), encoding="utf-8")
-            partial.replace(work / LATEST)
+            self._point(work, name)
             for old in work.glob("step-*"):
                 if old.name != name:
                     shutil.rmtree(old)
         if self.place.world > 1:
             dist.barrier()
 
+    def _point(self, work: Path, name: str) -> None:
+        """Let `work/latest` say that the checkpoint of now is in `name`, and what it is of."""
+        state = {
+            "folder": name, "steps_done": self.steps_done, "stream": self.stream.state, "made_of": self.made_of,
+            "known": self.known,
+        }  # fmt: skip
+        partial = work / f"{LATEST}.partial"
+        partial.write_text(json.dumps(state), encoding="utf-8")
+        partial.replace(work / LATEST)
+
     def resume(self, work: Path) -> bool:
-        """Go on from `work/latest`; False where there is none."""
-        if not (work / LATEST).is_file():
+        """Go on from `work/latest`; False where there is none.
+
+        Raises ValueError, in every process, where it neither began from the family's language model nor wrote it, or
+        where its place in the data is one in other data.
+        """
+        state: dict = _latest(work) if self.place.rank == 0 else {}
+        refusal = ""
+        if state:
+            own_model = self.known[0] in state.get("known", ())
+            wanted = {name: value for name, value in self.made_of.items() if name != "model" or not own_model}
+            try:
+                check_origin(state.get("made_of"), wanted, str(work / LATEST))
+            except ValueError as error:
+                refusal = str(error)
+        if self.place.world > 1:
+            said = [(state, refusal)]
+            dist.broadcast_object_list(said, device=self.place.device)
+            ((state, refusal),) = said
+        if refusal:
+            raise ValueError(refusal)
+        if not state:
             return False
-        state = json.loads((work / LATEST).read_text(encoding="utf-8"))
+        self.made_of, self.known = state["made_of"], state["known"]
         model, optimizer = get_state_dict(self.model, self.optimizer)
         dcp.load(
             {"model": model, "optimizer": optimizer}, checkpoint_id=str(work / state["folder"]),
@@ -275,17 +312,39 @@ class Pretraining:
         self.steps_done, self.stream.state = state["steps_done"], tuple(state["stream"])
         return True
 
-    def export(self) -> None:
-        """Write the `lm` part of the family, in bf16; the first process does."""
+    def export(self, work: Path) -> None:
+        """Write the `lm` part of the family, in bf16, and before it a checkpoint, which must know what is written."""
+        self.save(work)
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         whole = get_model_state_dict(self.model, options=options)
         if self.place.rank == 0:
             tensors = {
                 _plain(name): value.to(torch.bfloat16) for name, value in whole.items() if isinstance(value, Tensor)
             }
+            self.known = [self.known[0], self.known[-1], digest_of(tensors)]  # a kill may leave the one before
+            self._point(work, f"step-{self.steps_done}")
             save_part(find(self.plan.family).folder, "lm", self.config, tensors)
         if self.place.world > 1:
             dist.barrier()
+
+
+def origin(plan: PretrainPlan, model: str) -> dict[str, object]:
+    """What a run is made of and a resumed one may not change, as JSON has it; the rate, the steps and the minutes may.
+
+    `model` is the digest of the family's language model.
+    """
+    texts = [(Path(text).name, hashlib.sha256(Path(text).read_bytes()).hexdigest()) for text in plan.texts]
+    return {
+        "model": f"{plan.family} ({model})", "shards": [shard_version(Path(folder)) for folder in plan.shards],
+        "texts": [f"{name} ({digest[:12]})" for name, digest in texts], "shares": dict(sorted(plan.shares.items())),
+        "text_words": list(plan.text_words), "speech_words": list(plan.speech_words), "context": plan.context,
+        "tokens_a_batch": plan.tokens_a_batch, "seed": plan.seed,
+    }  # fmt: skip
+
+
+def _latest(work: Path) -> dict:
+    """What `work/latest` says; nothing where there is none."""
+    return json.loads((work / LATEST).read_text(encoding="utf-8")) if (work / LATEST).is_file() else {}
 
 
 def _plain(name: str) -> str:
@@ -343,8 +402,8 @@ def run(training: Pretraining, work: Path) -> Sequence[float]:
             training.save(work)
             saved = now
         if stale:
-            training.export()
-            exported = now
+            training.export(work)
+            saved = exported = now
     bar.close()
     training.save(work)
     for number, handler in before.items():
@@ -379,7 +438,7 @@ def main() -> None:
     if place.rank == 0:
         print(json.dumps({"processes": place.world, "resumed_at": training.steps_done if resumed else None}))
     run(training, work)
-    training.export()
+    training.export(work)
     if place.world > 1:
         dist.destroy_process_group()
 

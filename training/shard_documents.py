@@ -1,19 +1,20 @@
 """Training documents from shards: the paper's mix of speech, interleaved and written text, for Base and Expressive.
 
 A document is a pure function of (seed, epoch, index). Shares are shares of tokens, as in the paper, not of documents:
-the kinds are drawn in inverse proportion to how long their documents are. For nano's own synthetic documents see
-`lm_data`.
+the kinds are drawn in inverse proportion to how long their documents are. What is longer than the context gives a
+random stretch of itself. For nano's own synthetic documents see `lm_data`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from spiritrt.tokens.text import Tokenizer
-from spiritrt.training.interleave import Segment, SpanPlan, draw_spans, encode, rng_of
+from spiritrt.training.interleave import Segment, Span, SpanPlan, draw_spans, encode, rng_of
 from spiritrt.training.shards import Shard, Tokenized
 
 KINDS = ("speech", "interleaved", "text")
@@ -61,6 +62,14 @@ def read_text(paths: Sequence[Path]) -> list[str]:
     return found
 
 
+def shard_version(folder: Path) -> str:
+    """A shard's name with a hash of its header and of where its lines and words lie."""
+    digest = hashlib.sha256()
+    for name in ("shard.json", "line_offsets.npy", "word_offsets.npy", "words.npy"):
+        digest.update((folder / name).read_bytes())
+    return f"{folder.resolve().name} ({digest.hexdigest()[:12]})"
+
+
 class ShardDocuments:
     """The endless set of documents; `document(epoch, index)` gives ids and loss weights, at most `context` long."""
 
@@ -97,19 +106,34 @@ class ShardDocuments:
             line = self.shards[shard][index]
             segments = self.speech(line) if kind == "speech" else self.interleaved(line, rng)
         ids, weights = encode(segments, self.encoder)
-        return ids[: self.mix.context], weights[: self.mix.context]
+        context = self.mix.context
+        if len(ids) <= context:
+            return ids, weights
+        if kind == "interleaved":
+            # the last word may be without a frame
+            later = self.interleaved(line, rng, rng.randrange(len(line.words))) or segments
+            ids, weights = encode(later, self.encoder)
+            return ids[:context], weights[:context]
+        # behind BOS and the marker
+        start = 2 + rng.randint(0, len(ids) - context)
+        end = start + context - 2
+        return ids[:2] + ids[start:end], weights[:2] + weights[start:end]
 
     def speech(self, line: Tokenized) -> list[Segment]:
         """An utterance in speech alone."""
         return [self._span(line, 0, None)]
 
-    def interleaved(self, line: Tokenized, rng: random.Random) -> list[Segment]:
-        """An utterance with its words now as text, now as speech."""
+    def interleaved(self, line: Tokenized, rng: random.Random, first: int = 0) -> list[Segment]:
+        """An utterance from its word `first` on, its words now as text, now as speech."""
+        spans = [
+            Span(span.modality, first + span.start, first + span.end)
+            for span in draw_spans(len(line.words) - first, self.mix.spans, rng)
+        ]
         return [
             Segment("text", text=" ".join(line.words[span.start : span.end]))
             if span.modality == "text"
             else self._span(line, span.start, span.end)
-            for span in draw_spans(len(line.words), self.mix.spans, rng)
+            for span in spans
             if span.modality == "text" or line.tokens(span.start, span.end)
         ]
 

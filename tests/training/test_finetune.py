@@ -15,6 +15,7 @@ from spiritrt.cli import app
 from spiritrt.models.checkpoints import find, save_part
 from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.tokens.text import Tokenizer
+from spiritrt.training.batches import Batch
 from spiritrt.training.finetune import FinetunePlan, TaskDocuments, add_lora, finetune, merged
 from spiritrt.training.interleave import SpanPlan
 from spiritrt.training.lm import initialise
@@ -111,6 +112,20 @@ def test_a_stopped_run_goes_on_and_the_result_loads(source: Path, tmp_path: Path
         finetune(str(source / "family"), [source / "shard"], source / "family", PLAN, minutes=5)
 
 
+def test_batches_go_where_the_model_is(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a device without memory, up to the first loss."""
+    seen: list[str] = []
+
+    def loss_of(model: Llama, batch: Batch) -> torch.Tensor:
+        seen.extend({place.device.type for place in (batch.ids, batch.weights, *model.parameters())})
+        raise InterruptedError
+
+    monkeypatch.setattr("spiritrt.training.finetune.loss_of", loss_of)
+    with pytest.raises(InterruptedError):
+        finetune(str(source / "family"), [source / "shard"], tmp_path, PLAN, minutes=5, device="meta")
+    assert seen == ["meta"]
+
+
 def test_a_state_of_another_run_is_refused(source: Path, tmp_path: Path):
     family, shard, out = source / "family", source / "shard", tmp_path / "out"
     finetune(str(family), [shard], out, PLAN, minutes=1e-9)
@@ -133,7 +148,7 @@ def test_a_state_of_another_run_is_refused(source: Path, tmp_path: Path):
     for model, shards, plan, message in refused:
         with pytest.raises(ValueError, match=message) as raised:
             finetune(str(model), shards, out, plan, minutes=5)
-        assert str(out / "finetune.ckpt") in str(raised.value) and "choose another --out" in str(raised.value)
+        assert str(out / "finetune.ckpt") in str(raised.value) and "choose another folder" in str(raised.value)
     # what only says how long and how fast may change
     assert len(finetune(str(family), [shard], out, replace(PLAN, steps=1, rate=1e-3), minutes=5)) == 1
 

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from small_shards import CONFIG, make_shard
 
 from spiritrt.models.checkpoints import find, save_part
 from spiritrt.models.llama import Llama, LlamaConfig
-from spiritrt.training import lm
+from spiritrt.training import lm, pretrain
 from spiritrt.training.augment import Augmentation
 from spiritrt.training.checkpoint import Budget, load_checkpoint
 from spiritrt.training.corpora.manifest import AudioStore, Clip
@@ -26,6 +27,8 @@ from spiritrt.training.encoder import N_UNITS, EncoderTrainer
 from spiritrt.training.encoder_data import EncoderData, EncoderTraining, Targets
 from spiritrt.training.loop import train
 from spiritrt.training.pitch import PitchData, PitchTrainer, PitchTraining
+from spiritrt.training.vocoder import VocoderTrainer
+from spiritrt.training.vocoder_data import OFFICIAL_CONFIG, VocoderData, VocoderTraining
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
@@ -70,24 +73,38 @@ def pitch_trainer(folder: Path) -> PitchTrainer:
     return PitchTrainer(PitchData(features, training), training)
 
 
-def encoder_trainer(folder: Path) -> EncoderTrainer:
-    """On two seconds of noise, with augmentation: what is random in a step must be so again after a kill."""
-    rng = np.random.default_rng(0)
+def two_seconds(folder: Path) -> tuple[AudioStore, np.ndarray, list[str]]:
+    """Of noise, with units [49] and what phones they are of."""
     if not (folder / "audio.json").is_file():
-        sound = (0.1 * rng.standard_normal(32000)).astype(np.float32)
+        sound = (0.1 * np.random.default_rng(0).standard_normal(32000)).astype(np.float32)
         AudioStore.write(folder, [(Clip("x", 0, 0, "x", "neutral", "train"), sound)])
-    units = np.random.default_rng(1).integers(0, N_UNITS, (49, 1))
+    units = np.random.default_rng(1).integers(0, N_UNITS, 49)
+    return AudioStore(folder), units, [str(unit // 10) for unit in range(N_UNITS)]
+
+
+def encoder_trainer(folder: Path) -> EncoderTrainer:
+    """With augmentation: what is random in a step must be so again after a kill."""
+    store, units, inventory = two_seconds(folder)
     training = EncoderTraining(
         steps=10, batch_frames=20, crop_frames=(20,), augmentation=Augmentation(), dropout=0.1, clean_steps=1
     )
-    targets = {"x": Targets(units, np.ones(units.shape, np.float32))}
-    inventory = [str(unit // 10) for unit in range(N_UNITS)]
-    return EncoderTrainer(EncoderData(AudioStore(folder), targets, inventory, 9, training), training)
+    targets = {"x": Targets(units[:, None], np.ones((len(units), 1), np.float32))}
+    return EncoderTrainer(EncoderData(store, targets, inventory, 9, training), training)
 
 
-@pytest.mark.parametrize(("make", "steps", "seed"), [(pitch_trainer, 25, 0), (encoder_trainer, 10, 2)])
+def vocoder_trainer(folder: Path) -> VocoderTrainer:
+    """With discriminators from its third step on."""
+    store, units, inventory = two_seconds(folder)
+    training = VocoderTraining(steps=10, gan_from=2, batch=1, frames=8, gan_frames=4, speakers=("x",))
+    config = training.named(OFFICIAL_CONFIG) | {"upsample_initial_channel": 64}
+    return VocoderTrainer(VocoderData(store, {"x": units}, [], inventory, training), training, config)
+
+
+@pytest.mark.parametrize(
+    ("make", "steps", "seed"), [(pitch_trainer, 25, 0), (encoder_trainer, 10, 2), (vocoder_trainer, 10, 4)]
+)
 def test_a_killed_run_has_the_result_of_an_unbroken_one(
-    tmp_path: Path, make: Callable[[Path], PitchTrainer | EncoderTrainer], steps: int, seed: int
+    tmp_path: Path, make: Callable[[Path], PitchTrainer | EncoderTrainer | VocoderTrainer], steps: int, seed: int
 ):
     """The loop that the trainings of the speech parts share, with a checkpoint after every step."""
 
@@ -135,15 +152,28 @@ def assert_equal(a: object, b: object) -> None:
         assert a == b
 
 
-def test_a_killed_language_model_has_the_weights_of_an_unbroken_one(tmp_path: Path):
-    """`python -m spiritrt.training.lm`, killed while it trains and saves, and given once more."""
-    shutil.copytree(find("nano").folder, tmp_path / "whole")
+def make_families(folder: Path) -> None:
+    """Two families `whole` and `cut` with the same thin language model, and a `shard` for them."""
+    shutil.copytree(find("nano").folder, folder / "whole")
     torch.manual_seed(0)
     model = Llama(LlamaConfig.from_official(CONFIG))
     lm.initialise(model)
-    save_part(tmp_path / "whole", "lm", CONFIG, model.state_dict())
-    make_shard(tmp_path / "shard", tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    save_part(folder / "whole", "lm", CONFIG, model.state_dict())
+    make_shard(folder / "shard", folder / "whole")
+    shutil.copytree(folder / "whole", folder / "cut")
+
+
+def spawned(module: str, arguments: list[str], errors: Path) -> int:
+    """Process id of `python -m module arguments`."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    to_file = [(os.POSIX_SPAWN_OPEN, 2, str(errors), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)]
+    program = [sys.executable, "-m", module, *arguments]
+    return os.posix_spawn(sys.executable, program, environment, file_actions=to_file)
+
+
+def test_a_killed_language_model_has_the_weights_of_an_unbroken_one(tmp_path: Path):
+    """`python -m spiritrt.training.lm`, killed while it trains and saves, and given once more."""
+    make_families(tmp_path)
 
     def arguments(name: str) -> list[str]:
         return [
@@ -156,10 +186,7 @@ def test_a_killed_language_model_has_the_weights_of_an_unbroken_one(tmp_path: Pa
         lm.main()
 
     def started(*more: str) -> int:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        to_file = [(os.POSIX_SPAWN_OPEN, 2, str(tmp_path / "errors"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)]
-        program = [sys.executable, "-m", "spiritrt.training.lm", *arguments("cut"), *more]
-        return os.posix_spawn(sys.executable, program, environment, file_actions=to_file)
+        return spawned("spiritrt.training.lm", [*arguments("cut"), *more], tmp_path / "errors")
 
     assert os.waitpid(in_child(command), 0)[1] == 0
     rng = random.Random(5)
@@ -175,3 +202,42 @@ def test_a_killed_language_model_has_the_weights_of_an_unbroken_one(tmp_path: Pa
     assert whole["steps_done"] == 30
     assert_equal(whole, cut)
     assert_equal(*(load_file(tmp_path / name / "lm.safetensors") for name in ("whole", "cut")))
+
+
+def test_a_killed_pretraining_has_the_weights_of_an_unbroken_one(tmp_path: Path):
+    """`python -m spiritrt.training.pretrain` in one process, which saves and exports after every step."""
+    make_families(tmp_path)
+    steps = 12
+
+    def config(name: str, minutes: float) -> str:
+        settings = {
+            "family": str(tmp_path / name), "work": f"{tmp_path / name}-work", "shards": [str(tmp_path / "shard")],
+            "shares": {"speech": 0.5, "interleaved": 0.5}, "text_words": [2, 3], "speech_words": [2, 3],
+            "context": 128, "tokens_a_step": 512, "tokens_a_batch": 256, "rate": 1e-3, "warmup_steps": 2,
+            "steps": steps, "precision": "fp32", "save_minutes": minutes, "export_minutes": minutes,
+        }  # fmt: skip
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+        return str(tmp_path / f"{name}.yaml")
+
+    def forked(file: str) -> int:
+        def command() -> None:
+            sys.argv = ["pretrain", "--config", file]
+            pretrain.main()
+
+        return in_child(command)
+
+    assert os.waitpid(forked(config("whole", 5.0)), 0)[1] == 0
+    rng = random.Random(3)
+    latest = tmp_path / "cut-work" / "latest"
+    often = config("cut", 0.0)
+    # every step writes `latest` twice: with the checkpoint, and with what is exported
+    for child in (spawned("spiritrt.training.pretrain", ["--config", often], tmp_path / "errors"), None):
+        assert killed(child or forked(often), latest, rng.randint(1, 6), rng.random() / 20)
+        assert 0 < json.loads(latest.read_text())["steps_done"] < steps
+    assert os.waitpid(forked(often), 0)[1] == 0
+    whole, cut = (json.loads((tmp_path / f"{name}-work" / "latest").read_text()) for name in ("whole", "cut"))
+    for saved in (whole, cut):
+        del saved["made_of"]["model"], saved["known"][1]  # the family's folder, and what was exported on the way
+    assert whole["steps_done"] == steps and cut == whole
+    assert_equal(*(load_file(tmp_path / name / "lm.safetensors") for name in ("whole", "cut")))
+    assert [path.name for path in (tmp_path / "cut-work").glob("step-*")] == [f"step-{steps}"]

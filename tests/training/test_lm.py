@@ -16,8 +16,9 @@ from spiritrt.tokens.text import Tokenizer
 from spiritrt.training import tokenizer
 from spiritrt.training.batches import BatchStream, group_by_length, make_batch
 from spiritrt.training.corpora.pronounce import find_lexicons, phonemise, split_phones
+from spiritrt.training.corpora.text import sentence
 from spiritrt.training.interleave import BOS, EOS, deduplicate, speech_of, text_of
-from spiritrt.training.lm import Plan, Trainer, loss_of, run
+from spiritrt.training.lm import Plan, Trainer, loss_of, main, run
 from spiritrt.training.lm_data import MIXES, Documents, Mix, load_documents
 from spiritrt.training.muon import Muon, orthogonalise
 from spiritrt.training.packing import Packed
@@ -131,6 +132,36 @@ def test_held_out_lines_never_enter(corpus, documents):
         assert "cow likes my boy" not in reader.decode(documents.document(0, index)[0])
 
 
+def test_held_out_replies_and_sentences_never_enter(corpus, documents):
+    reader, encoder = Tokenizer(corpus, tokenizer.ROWS), tokenizer.NanoTokenizer(corpus)
+    sentences = frozenset(sentence(3, index) for index in range(60))
+
+    def replies_of(held_out: frozenset[str]) -> set[str]:
+        mix = Mix(shares={"typed": 1.0}, real_dialogues=0.0)
+        made = Documents(documents.bank, encoder, mix, 3, held_out)
+        texts = [reader.decode(made.document(0, index)[0]) for index in range(120)]
+        return {text.split(" A: ")[1].split("[Speech]")[0] for text in texts}
+
+    some = frozenset(sorted(replies_of(frozenset()))[::2])
+    assert len(some) > 20 and not some & replies_of(some)
+    texts = Documents(documents.bank, encoder, Mix(shares={"text": 1.0}), 3, sentences)
+    assert not any(s in reader.decode(texts.document(0, i)[0]) for i in range(120) for s in sentences)
+
+
+def test_shares_of_tokens_give_each_kind_its_share(corpus, documents):
+    encoder = tokenizer.NanoTokenizer(corpus)
+    shares = {"pairs": 1 / 3, "speech": 1 / 3, "text": 1 / 3}
+    made = Documents(documents.bank, encoder, Mix(shares=shares, exchanges=True, by_tokens=True), 3, frozenset())
+    tokens: dict[tuple[bool, bool], int] = {}
+    for index in range(400):
+        ids, _ = made.document(0, index)
+        kind = (encoder.text_marker in ids, encoder.speech_marker in ids)
+        tokens[kind] = tokens.get(kind, 0) + len(ids)
+    assert len(tokens) == 3
+    for count in tokens.values():
+        assert count / sum(tokens.values()) == pytest.approx(1 / 3, abs=0.08)
+
+
 def test_documents_are_reproducible_bounded_and_read_by_the_runtime(corpus, documents):
     reader = Tokenizer(corpus, tokenizer.ROWS)
     again = load_documents(corpus / "units.jsonl", tokenizer.NanoTokenizer(corpus), Mix(context=256), seed=3)
@@ -215,6 +246,79 @@ def test_a_resumed_run_repeats_an_unbroken_one(documents, tmp_path):
     other = Trainer(Plan(width=48, layers=2, heads=2, inner=48, steps=6), stream_of(documents))
     with pytest.raises(ValueError, match="hidden_size 32 there and 48 here"):
         other.load(tmp_path / "lm.pt")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"packed": True}, {"tokens": 256}, {"tokens": 1024}, {"window": 16}, {"mix": Mix(context=128)}]
+)
+def test_batches_of_another_shape_begin_with_the_next_window(documents, tmp_path, changes: dict[str, object]):
+    first = Trainer(TINY, stream_of(documents))
+    first.stream.next()
+    first.stream.next()
+    first.save(tmp_path / "lm.pt")
+    settings = {"tokens": 512, "window": 32, "mix": documents.mix} | changes
+    made = Documents(documents.bank, documents.encoder, settings.pop("mix"), 3, documents.held_out)
+    stream = BatchStream(made, **settings)
+    second = Trainer(TINY, stream)
+    second.load(tmp_path / "lm.pt")
+    assert stream.state == (1, 0)
+    second.step()
+
+
+def test_a_state_that_does_not_say_its_shape_goes_on_where_it_was(documents, tmp_path):
+    first = Trainer(TINY, stream_of(documents))
+    first.stream.next()
+    first.save(tmp_path / "lm.pt")
+    state = torch.load(tmp_path / "lm.pt", weights_only=True)
+    del state["stream_shape"]
+    torch.save(state, tmp_path / "lm.pt")
+    second = Trainer(TINY, stream_of(documents))
+    second.load(tmp_path / "lm.pt")
+    assert second.stream.state == (0, 1)
+    assert torch.equal(second.stream.next().ids, first.stream.next().ids)
+
+
+def test_a_position_behind_the_last_batch_is_the_next_window(documents):
+    """As one in another mix may be."""
+    first, second = stream_of(documents), stream_of(documents)
+    first.state, second.state = (0, 1000), (1, 0)
+    assert torch.equal(first.next().ids, second.next().ids) and first.state == second.state == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--context", "512"], "--context: no effect without --shards"),
+        (["--text", "a", "--text-words", "3", "10"], "--text, --text-words: no effect without --shards"),
+        (["--speech-words", "3", "8"], "--speech-words: no effect without --shards"),
+        (["--shards", "a", "--mix", "nano"], "--mix: no effect with --shards"),
+        (["--shards", "a", "--units", "b", "--heard", "c"], "--units, --heard: no effect with --shards"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str], message: str
+):
+    monkeypatch.setattr("sys.argv", ["lm", *given])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_command_makes_the_default_mix(corpus, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "lm.yaml").write_text("lm:\n  width: 32\n  layers: 1\n  heads: 2\n  inner: 48\n  mix: nano\n")
+    arguments = ["--config", tmp_path / "lm.yaml", "--units", corpus / "units.jsonl", "--work", tmp_path]
+    arguments += ["--out", corpus, "--steps", "1", "--batch-tokens", "512"]
+    monkeypatch.setattr("sys.argv", ["lm", *map(str, arguments)])
+    made: list[Mix] = []
+
+    def stop(trainer: Trainer, *others: object) -> None:
+        made.append(trainer.stream.documents.mix)
+
+    monkeypatch.setattr("spiritrt.training.lm.run", stop)
+    main()
+    monkeypatch.setattr("sys.argv", ["lm", *map(str, arguments[2:])])
+    main()
+    assert made == [MIXES["nano"], MIXES["nano"]]
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8), (1, 6, 17), (3, 17, 6), (1, 1, 5)])

@@ -78,10 +78,78 @@ def test_a_stopped_run_goes_on_with_the_same_losses(
     assert list(run(second, work)) == pytest.approx(expected[2:], rel=1e-6)
     assert [path.name for path in work.glob("step-*")] == ["step-4"]
     assert {p.dtype for p in second.model.parameters()} == {torch.float32}
-    second.export()
+    second.export(work)
     lm = spiritrt.load(str(tmp_path / "family"))
     trained = dict(second.model.named_parameters())["lm_head.weight"].detach()
     torch.testing.assert_close(lm.family.llama.lm_head.weight, trained.bfloat16().float())
+
+
+def test_a_finished_run_leaves_its_checkpoint_as_it_is(source: Path, tmp_path: Path):
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in work.glob("step-1/*")}
+
+    settings = PretrainPlan.read(plan(source, tmp_path, steps=1))
+    run(Pretraining(settings, Place()), work)
+    before = files()
+    again = Pretraining(settings, Place())
+    assert before and again.resume(work) and run(again, work) == [] and files() == before
+    again.export(work)
+    assert files() == before
+
+
+def test_a_checkpoint_of_another_family_or_other_data_is_refused(source: Path, tmp_path: Path):
+    work, family = tmp_path / "work", tmp_path / "family"
+    work.mkdir()
+    shutil.copytree(source / "shard", tmp_path / "first")
+    (tmp_path / "a.txt").write_text("what color is the moon")
+    given: dict[str, object] = {"steps": 1, "shards": [str(tmp_path / "first")], "texts": [str(tmp_path / "a.txt")]}
+
+    def training(**changes: object) -> Pretraining:
+        return Pretraining(PretrainPlan.read(plan(source, tmp_path, **given | changes)), Place())
+
+    first = training()
+    run(first, work)
+    first.export(work)
+    shutil.copytree(family, tmp_path / "exported")
+    shutil.copytree(source / "family", tmp_path / "other")
+    part = find(str(tmp_path / "other")).part("lm")
+    weights = {name: value + (name == "model.norm.weight") * 0.01 for name, value in part.load().items()}
+    save_part(tmp_path / "other", "lm", CONFIG, weights)
+    shutil.copytree(source / "shard", tmp_path / "second")
+    header = json.loads((tmp_path / "second" / "shard.json").read_text())
+    (tmp_path / "second" / "shard.json").write_text(json.dumps(header | {"model": "y"}))
+    (tmp_path / "b.txt").write_text("another text")
+    refused: list[tuple[dict[str, object], str]] = [
+        ({"family": str(tmp_path / "other")}, rf"model {family} \(\w+\), not {tmp_path / 'other'} \(\w+\)"),
+        ({"shards": [str(tmp_path / "second")]}, r"shards .*first \(\w+\).*, not .*second \(\w+\)"),
+        ({"shards": [str(tmp_path / "first"), str(tmp_path / "second")]}, "shards .*first.*, not .*first.*second"),
+        ({"texts": [str(tmp_path / "b.txt")]}, r"texts .*a\.txt.*, not .*b\.txt"),
+        ({"seed": 1}, "seed 0, not 1"),
+        ({"context": 64}, "context 128, not 64"),
+        ({"shares": {"speech": 1.0}}, "shares .*, not "),
+        ({"tokens_a_batch": 384}, "tokens_a_batch 256, not 384"),
+        ({"speech_words": [2, 4]}, "speech_words .*, not "),
+    ]
+    for changes, message in refused:
+        with pytest.raises(ValueError, match=message) as raised:
+            training(**changes).resume(work)
+        assert str(raised.value).startswith(str(work / "latest")) and "move it away" in str(raised.value)
+    # what only says how long and how fast may change, and so may the place of the family and of the shards
+    assert training(steps=5, minutes=3.0, rate=1e-4, warmup_steps=7).resume(work)
+    shutil.copytree(source / "family", tmp_path / "moved")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "first").rename(tmp_path / "there" / "first")
+    moved = {"family": str(tmp_path / "moved"), "shards": [str(tmp_path / "there" / "first")]}
+    assert training(**moved).resume(work)
+    # what the run itself exported is its own, too
+    exported = {"family": str(tmp_path / "exported"), "shards": moved["shards"]}
+    assert training(**exported).resume(work)
+    (work / "latest").write_text(json.dumps({"folder": "step-1", "steps_done": 1, "stream": [0, 3]}))
+    with pytest.raises(ValueError, match="does not say what it was made of"):
+        training(**moved).resume(work)
 
 
 @pytest.mark.parametrize(("minutes", "exported"), [(0.0, True), (30.0, False)])
@@ -151,6 +219,35 @@ def test_two_processes_have_the_losses_of_one(
     )  # fmt: skip
     assert alone.resume(tmp_path / "work") and alone.steps_done == 3
     assert alone.step() == pytest.approx(expected[3], rel=1e-4)
+
+
+RESUMING = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+from spiritrt.training.pretrain import Place, Pretraining, PretrainPlan
+place = Place.take()
+training = Pretraining(PretrainPlan.read(Path(sys.argv[1])), place)
+try:
+    training.resume(Path(training.plan.work))
+except ValueError as error:
+    Path(sys.argv[2], f"refused-{place.rank}").write_text(str(error))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="two gloo processes are started with torchrun's launcher")
+def test_all_processes_refuse_together(source: Path, tmp_path: Path):
+    (tmp_path / "work").mkdir()
+    Pretraining(PretrainPlan.read(plan(source, tmp_path)), Place()).save(tmp_path / "work")
+    (tmp_path / "resuming.py").write_text(RESUMING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "resuming.py"), str(plan(source, tmp_path, seed=5)), str(tmp_path)],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert all("seed 0, not 5" in (tmp_path / f"refused-{rank}").read_text() for rank in range(2))
 
 
 @pytest.mark.parametrize(

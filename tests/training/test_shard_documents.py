@@ -2,12 +2,13 @@
 
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from spiritrt.training.interleave import SpanPlan
+from spiritrt.training.interleave import EOS, SpanPlan
 from spiritrt.training.shard_documents import ShardDocuments, TokenMix, read_text
 from spiritrt.training.shards import Tokenized
 
@@ -37,6 +38,12 @@ class FakeShard:
 
 def documents(lm, mix: TokenMix, expressive: bool = False, texts: tuple[str, ...] = ("once upon a time " * 20,)):
     return ShardDocuments([FakeShard(3), FakeShard(2, expressive)], lm.family.tokenizer, mix, 1, texts)
+
+
+def whole_of(made: ShardDocuments, kind: str) -> list[int]:
+    """Ids of a document of a kind in a context that holds all of it."""
+    endless = replace(made.mix, shares={kind: 1.0}, context=10_000)
+    return ShardDocuments(made.shards, made.tokenizer, endless, 1, made.texts).document(0, 0)[0]
 
 
 def test_shares_are_of_tokens(base_lm):
@@ -81,6 +88,43 @@ def test_expressive_has_all_three_kinds(expressive_lm):
 def test_the_context_bounds_a_document(base_lm):
     made = documents(base_lm, TokenMix(shares={"speech": 1.0}, context=20))
     assert {len(made.document(0, index)[0]) for index in range(5)} == {20}
+
+
+@pytest.mark.parametrize("kind", ["speech", "text"])
+def test_every_part_of_what_is_longer_than_the_context_occurs(base_lm, kind: str):
+    texts = (" ".join(f"{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(90)),)
+    made = documents(base_lm, TokenMix(shares={kind: 1.0}, context=40), texts=texts)
+    whole = whole_of(made, kind)
+    starts = set()
+    for index in range(1500):
+        ids, weights = made.document(0, index)
+        assert made.document(0, index) == (ids, weights) and len(ids) == len(weights) == 40
+        assert ids[:2] == whole[:2] and weights == [0.0] + [1.0] * 39
+        starts |= {at for at in range(2, len(whole) - 37) if whole[at : at + 38] == ids[2:]}
+    assert starts == set(range(2, len(whole) - 37))
+    assert (whole[-1] == EOS) == (kind == "text")
+
+
+def test_every_word_of_what_is_longer_than_the_context_occurs(base_lm):
+    made = documents(base_lm, TokenMix(shares={"interleaved": 1.0}, spans=SpanPlan((1, 2), (1, 2)), context=24))
+    vocabulary, first_unit = made.tokenizer.vocabulary, made.encoder.first_unit
+    codes = {n: [vocabulary.speech_token(first_unit + unit).code for unit in (n * 10, n * 10 + 1)] for n in range(12)}
+    said: dict[str, set[int]] = {"text": set(), "speech": set()}
+    for index in range(600):
+        ids, weights = made.document(0, index)
+        assert made.document(0, index) == (ids, weights) and len(ids) == len(weights) <= 24
+        string = made.tokenizer.decode(ids)
+        said["text"] |= {int(n) for n in re.findall(r"word(\d+),", string)}
+        said["speech"] |= {n for n in codes if any(f"[Hu{code}]" in string for code in codes[n])}
+    assert said == {"text": set(range(12)), "speech": set(range(12))}
+
+
+@pytest.mark.parametrize("kind", ["speech", "text"])
+def test_what_is_as_long_as_the_context_stays_whole(base_lm, kind: str):
+    made = documents(base_lm, TokenMix())
+    whole = whole_of(made, kind)
+    fitting = documents(base_lm, TokenMix(shares={kind: 1.0}, context=len(whole)))
+    assert all(fitting.document(0, index)[0] == whole for index in range(5))
 
 
 def test_a_kind_without_a_source_is_an_error(base_lm):
