@@ -67,7 +67,8 @@ def test_generate_is_repeatable_and_says_what_it_did(tmp_path: Path) -> None:
     assert greedy["finish"] == ("length" if len(greedy["ids"]) == 12 else "end")
     assert all(logprob <= 0 for logprob in greedy["logprobs"])
     assert greedy["text"].startswith("[Hu") and greedy["items"][0]["seconds"] > 0
-    seeds = {tuple(_json(*arguments, "--seed", seed)["ids"]) for seed in ("1", "2", "3")}
+    hot = (*arguments, "--temperature", "1.5", "--top-p", "1.0")
+    seeds = {tuple(_json(*hot, "--seed", seed)["ids"]) for seed in ("1", "2", "3")}
     assert len(seeds) > 1
     _json(*arguments, "-o", str(tmp_path / "out.wav"))
     assert soundfile.info(tmp_path / "out.wav").frames > 0
