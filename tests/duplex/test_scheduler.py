@@ -38,7 +38,7 @@ def stages(nano: spiritrt.SpiritLM) -> Stages:
 @pytest.fixture(scope="module")
 def question() -> np.ndarray:
     """A question, and silence for its answer."""
-    return np.concatenate([silence(0.2), shipped_lines()[0].samples, silence(2.5)])
+    return np.concatenate([silence(0.2), shipped_lines()[0].samples, silence(4.5)])
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_a_model_that_hears_itself_goes_on_and_falls_silent_for_a_person(
 ) -> None:
     gate = EchoConfig(cancelled=False, gain_db=-8.0, margin_db=6.0)
     louder = np.zeros_like(question)
-    begin = len(question) - 20000  # into the reply
+    begin = len(question) - 52000  # into the reply
     louder[begin : begin + 8000] = 4 * shipped_lines()[3].samples[4000:12000]
     without, gated, interrupted = (
         Echoing(scheduler.open(config(echo=echo)), question + more)
