@@ -22,9 +22,9 @@ from spiritrt.models.hubert import Hubert, KMeansQuantizer, LinearQuantizer
 from spiritrt.models.vocoder import Vocoder
 
 FRAME_MS = 40
-# The encoder's windows, chosen on 64 s of speech that nano was not trained on (bench/results/cpu/encoder.json).
-# 320 ms of look-ahead are the knee: 83% of the units are offline's, where 160 ms give 75% and 640 ms 85%. 4 s of past
-# give 4% more than 2 s for a third more time, and a chunk of 80 ms would take 1.6 times as much for as good units.
+# The encoder's windows, measured on 63 s of speech that nano was not trained on (bench/results/cpu/encoder.json).
+# 320 ms of look-ahead are the knee: 83% of the units are offline's, where 160 ms give 76% and 640 ms 86%. 4 s of past
+# give 5% more than 2 s for hardly more time, and a chunk of 80 ms would take twice as much for as good units.
 # What waits in a window costs little at the end of a turn: closing it commits the rest.
 LEFT_MS, CHUNK_MS, LOOK_AHEAD_MS = 4000, 160, 320
 Norm = Literal["window", "running", "calibrated"]
