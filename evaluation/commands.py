@@ -13,7 +13,7 @@ from rich.console import Console
 
 import spiritrt
 from spiritrt.evaluation.report import Report
-from spiritrt.options import Model
+from spiritrt.options import Device, Model
 
 SETS = Path(__file__).parent / "sets"
 # where each evaluation's own small set lies below SETS
@@ -63,7 +63,7 @@ def evaluate(
     text_classifier: Annotated[Path | None, typer.Option(help="stsp: folder of a transformers classifier.")] = None,
     speech_classifier: Annotated[Path | None, typer.Option(help="stsp: folder of a transformers classifier.")] = None,
     save_to: Annotated[Path | None, typer.Option(help="Folder for what was made to be heard, as WAV.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the language model: auto, float32, bfloat16, float16.")] = "auto",
 ) -> None:
     """Evaluate a model on a public data set in its own layout, or on a small set made here.

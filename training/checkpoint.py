@@ -51,6 +51,14 @@ def digest(what: object) -> str:
     return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
+def file_digest(*files: Path) -> str:
+    """A dozen hexadecimal digits that stand for the bytes of `files`, one after the other."""
+    found = hashlib.sha256()
+    for file in files:
+        found.update(file.read_bytes())
+    return found.hexdigest()[:12]
+
+
 def check_origin(stored: object, wanted: Mapping[str, object], name: str = "the checkpoint") -> None:
     """Raises ValueError naming what differs, where a checkpoint is not of the data and the model that are `wanted`."""
     if not isinstance(stored, dict):

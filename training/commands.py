@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spiritrt.options import Model
+from spiritrt.options import Device, Json, Model
 
 
 def finetune(
@@ -27,8 +27,8 @@ def finetune(
     context: Annotated[int, typer.Option(help="Most tokens of a document.")] = 1024,
     batch_tokens: Annotated[int, typer.Option(help="Tokens of a step.")] = 4096,
     seed: Annotated[int, typer.Option(help="Of the data and the adapters.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    device: Device = "cpu",
+    as_json: Json = False,
 ) -> None:
     """Fine-tune a language model on a task with LoRA, and write it as a family of its own.
 

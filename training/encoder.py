@@ -23,10 +23,10 @@ from spiritrt.models.checkpoints import save_part
 from spiritrt.models.hubert import EncoderLayer, Hubert, HubertConfig, LinearQuantizer, encode_units
 from spiritrt.training.arguments import CPU, add_settings, parse, settings
 from spiritrt.training.augment import Augmentation, augment
-from spiritrt.training.checkpoint import Average, Budget, Schedule, check_origin, load_checkpoint, rounded, set_lr
+from spiritrt.training.checkpoint import Average, Budget, Schedule, check_origin, rounded, set_lr
 from spiritrt.training.corpora.manifest import AudioStore, read_corpora
 from spiritrt.training.encoder_data import EncoderData, EncoderTraining, Targets, Units, read_targets
-from spiritrt.training.loop import train
+from spiritrt.training.loop import resume, train
 from spiritrt.training.losses import mel_filters
 from spiritrt.training.units import (
     FRAME_SPAN_SAMPLES,
@@ -255,9 +255,7 @@ def main() -> None:
     data = EncoderData(store, targets, inventory, silence_unit, training)
     trainer = EncoderTrainer(data, training, args.compile, args.device)
     path = args.out / "encoder.ckpt"
-    state = load_checkpoint(path)
-    if state is not None:
-        trainer.resume(state)
+    resume(trainer, path)
     if not args.export_only:
         train(trainer, training.steps, path, args.out / "encoder.log", Budget(args.minutes))
     hubert, quantizer = export(trainer, args.model)

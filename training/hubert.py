@@ -16,7 +16,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +35,14 @@ from spiritrt.training.checkpoint import (
     Schedule,
     check_origin,
     digest,
+    file_digest,
     load_checkpoint,
     rounded,
     set_lr,
 )
 from spiritrt.training.corpora.manifest import AudioStore, Clip, cut_utterances, read_corpora
 from spiritrt.training.encoder import HUBERT_CONFIG, frame_spectra
-from spiritrt.training.loop import train
+from spiritrt.training.loop import resume, train
 from spiritrt.training.units import FRAME_SPAN_SAMPLES, HOP_SAMPLES, frame_count, k_means
 
 Floats = NDArray[np.float32]
@@ -345,7 +345,7 @@ def main() -> None:
         def features_of(samples: Tensor) -> Tensor:
             return layer_features(before, samples, args.layer)
 
-        source = f"layer {args.layer} of {blake2b(stage.read_bytes(), digest_size=6).hexdigest()}"
+        source = f"layer {args.layer} of {file_digest(stage)}"
         targets = cluster_store(store, features_of, args.clusters, args.out / name, args.seed, source)
     count = first if args.stage == "1" else args.clusters
     data = Data(store, targets, training)
@@ -356,9 +356,7 @@ def main() -> None:
         if args.stage == "quantizer"
         else MaskedTrainer(data, training, count, args.device)
     )
-    state = load_checkpoint(path)
-    if state is not None:
-        trainer.resume(state)
+    resume(trainer, path)
     train(trainer, training.steps, path, path.with_suffix(".log"), budget)
     if isinstance(trainer, QuantizerTrainer) and args.model is not None:
         config = HUBERT_CONFIG | {"output_layer": args.layer}

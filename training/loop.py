@@ -3,22 +3,31 @@
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from tqdm import tqdm
 
-from spiritrt.training.checkpoint import Budget, save_checkpoint
+from spiritrt.training.checkpoint import Budget, load_checkpoint, save_checkpoint
 
 
 class Steps(Protocol):
-    """What is trained: `step()` makes one optimizer step and returns its figures, `state()` is all that resumes it."""
+    """What is trained: `step()` makes one optimizer step and returns its figures, `resume(state())` is where it was."""
 
     step_index: int
 
     def step(self) -> dict[str, float]: ...
 
     def state(self) -> dict[str, object]: ...
+
+    def resume(self, state: Mapping[str, object]) -> None: ...
+
+
+def resume(trainer: Steps, path: Path) -> None:
+    """Go on from the checkpoint at `path`, where there is one."""
+    if (state := load_checkpoint(path)) is not None:
+        trainer.resume(state)
 
 
 def train(trainer: Steps, steps: int, path: Path, log: Path, budget: Budget, every: int = 100) -> None:

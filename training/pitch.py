@@ -33,9 +33,9 @@ from spiritrt.models.pitch import (
     YaaptTracker,
 )
 from spiritrt.training.arguments import CPU, add_settings, parse, settings
-from spiritrt.training.checkpoint import Budget, Schedule, load_checkpoint, set_lr
+from spiritrt.training.checkpoint import Budget, Schedule, set_lr
 from spiritrt.training.corpora.manifest import cut_utterances, read_corpora
-from spiritrt.training.loop import train
+from spiritrt.training.loop import resume, train
 
 SECTION: dict[str, object] = {
     "input_emb_width": 2, "output_emb_width": 64, "levels": 1, "downs_t": [4], "strides_t": [2], "width": 32,
@@ -285,9 +285,7 @@ def main() -> None:
     features, held_out = track_corpora(args.corpus, tracker, args.out / "f0.npz")
     training = settings(PitchTraining, args)
     trainer = PitchTrainer(PitchData(features, training), training, args.device)
-    state = load_checkpoint(args.out / "pitch.ckpt")
-    if state is not None:
-        trainer.resume(state)
+    resume(trainer, args.out / "pitch.ckpt")
     train(trainer, training.steps, args.out / "pitch.ckpt", args.out / "pitch.log", Budget(args.minutes))
     save_part(args.model, "pitch", OFFICIAL_CONFIG, trainer.shipped())
     print(json.dumps({"step": trainer.step_index, **evaluate(trainer, held_out)}))

@@ -13,7 +13,6 @@ a checkpoint. A run goes on from a checkpoint of the same family and data alone.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -49,7 +48,7 @@ from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.models.weights import load_weights
 from spiritrt.tokens.text import Tokenizer
 from spiritrt.training.batches import BatchStream
-from spiritrt.training.checkpoint import check_origin
+from spiritrt.training.checkpoint import check_origin, file_digest
 from spiritrt.training.interleave import SpanPlan
 from spiritrt.training.lm import digest_of
 from spiritrt.training.packing import Packed
@@ -333,10 +332,10 @@ def origin(plan: PretrainPlan, model: str) -> dict[str, object]:
 
     `model` is the digest of the family's language model.
     """
-    texts = [(Path(text).name, hashlib.sha256(Path(text).read_bytes()).hexdigest()) for text in plan.texts]
     return {
         "model": f"{plan.family} ({model})", "shards": [shard_version(Path(folder)) for folder in plan.shards],
-        "texts": [f"{name} ({digest[:12]})" for name, digest in texts], "shares": dict(sorted(plan.shares.items())),
+        "texts": [f"{text.name} ({file_digest(text)})" for text in map(Path, plan.texts)],
+        "shares": dict(sorted(plan.shares.items())),
         "text_words": list(plan.text_words), "speech_words": list(plan.speech_words), "context": plan.context,
         "tokens_a_batch": plan.tokens_a_batch, "seed": plan.seed,
     }  # fmt: skip

@@ -7,13 +7,13 @@ random stretch of itself. For nano's own synthetic documents see `lm_data`.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from spiritrt.tokens.text import Tokenizer
+from spiritrt.training.checkpoint import file_digest
 from spiritrt.training.interleave import Segment, Span, SpanPlan, draw_spans, encode, rng_of
 from spiritrt.training.shards import Shard, Tokenized
 
@@ -64,10 +64,8 @@ def read_text(paths: Sequence[Path]) -> list[str]:
 
 def shard_version(folder: Path) -> str:
     """A shard's name with a hash of its header and of where its lines and words lie."""
-    digest = hashlib.sha256()
-    for name in ("shard.json", "line_offsets.npy", "word_offsets.npy", "words.npy"):
-        digest.update((folder / name).read_bytes())
-    return f"{folder.resolve().name} ({digest.hexdigest()[:12]})"
+    names = ("shard.json", "line_offsets.npy", "word_offsets.npy", "words.npy")
+    return f"{folder.resolve().name} ({file_digest(*(folder / name for name in names))})"
 
 
 class ShardDocuments:

@@ -94,8 +94,7 @@ def write_shard(out: Path, corpus: Path, utterances: Sequence[Utterance], family
     Sound that is too short for the encoder is left out. Words are those of the text, as written. Raises ValueError,
     before anything is encoded, where an utterance's text and its timed words differ (see `match_words`).
     """
-    for u in utterances:
-        _written_words(u)
+    written = {u.id: _written_words(u) for u in utterances}
     kinds = ("St", "Pi", "Hu") if family.expressive else ("Hu",)
     frames: dict[str, list[Frames]] = {kind: [] for kind in kinds}
     ends: dict[str, list[int]] = {kind: [0] for kind in kinds}
@@ -111,11 +110,10 @@ def write_shard(out: Path, corpus: Path, utterances: Sequence[Utterance], family
         for kind in kinds:
             frames[kind].append(np.array(codes[kind] or (), np.uint16))
             ends[kind].append(ends[kind][-1] + len(frames[kind][-1]))
-        words = _written_words(u)
-        starts += [start_s for _, start_s in words]
+        starts += [start_s for _, start_s in written[u.id]]
         word_ends.append(len(starts))
         line = {"id": u.id, "text": u.text, "speaker": u.speaker, "split": u.split}
-        lines.append(line | {"words": [written for written, _ in words]})
+        lines.append(line | {"words": [word for word, _ in written[u.id]]})
     if not lines:
         raise ValueError(f"nothing of the {len(utterances)} utterances of {corpus} could be encoded")
     partial = out.with_name(out.name + ".partial")

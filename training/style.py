@@ -31,12 +31,12 @@ from spiritrt.training.checkpoint import (
     Average,
     Budget,
     Schedule,
-    load_checkpoint,
+    check_origin,
     rounded,
     set_lr,
 )
 from spiritrt.training.corpora.manifest import RATE_HZ, Utterance, cut_utterances, read_corpora
-from spiritrt.training.loop import train
+from spiritrt.training.loop import resume, train
 
 Floats = NDArray[np.float32]
 GENDERED = re.compile("[a-z]([fm])_")
@@ -145,8 +145,7 @@ class StyleTrainer:
 
     def resume(self, state: Mapping[str, object]) -> None:
         """Raises ValueError where the state is of other styles."""
-        if state["styles"] != self.data.styles:
-            raise ValueError(f"the checkpoint is of the styles {state['styles']}, the corpus has {self.data.styles}")
+        check_origin({"the styles": state["styles"]}, {"the styles": self.data.styles})
         self.model.load_state_dict(state["model"])  # type: ignore[arg-type]
         self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
         self.average.load(state["average"])  # type: ignore[arg-type]
@@ -220,9 +219,7 @@ def main() -> None:
     training = settings(StyleTraining, args)
     trainer = StyleTrainer(StyleData(clips, training), training, args.device)
     args.out.mkdir(parents=True, exist_ok=True)
-    state = load_checkpoint(args.out / "style.ckpt")
-    if state is not None:
-        trainer.resume(state)
+    resume(trainer, args.out / "style.ckpt")
     train(trainer, training.steps, args.out / "style.ckpt", args.out / "style.log", Budget(args.minutes))
     shipped = trainer.shipped()
     save_part(args.model, "style", trainer.config, rounded(shipped.state_dict()))

@@ -31,13 +31,12 @@ from spiritrt.training.checkpoint import (
     Schedule,
     check_origin,
     digest,
-    load_checkpoint,
     rounded,
     set_lr,
 )
 from spiritrt.training.corpora.manifest import AudioStore
 from spiritrt.training.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
-from spiritrt.training.loop import train
+from spiritrt.training.loop import resume, train
 from spiritrt.training.losses import HearingLoss, SpectralLoss
 from spiritrt.training.units import HOP_SAMPLES
 from spiritrt.training.vocoder_data import (
@@ -308,9 +307,7 @@ def main() -> None:
     data = VocoderData(sound, targets, encoded, inventory, training, codes)
     trainer = VocoderTrainer(data, training, config, base, hubert, args.device)
     path = args.out / f"{name}.ckpt"
-    state = load_checkpoint(path)
-    if state is not None:
-        trainer.resume(state)
+    resume(trainer, path)
     if not args.export_only:
         train(trainer, training.steps, path, path.with_suffix(".log"), Budget(args.minutes))
     clips = [clip for clip in store.clips.values() if clip.id in targets]

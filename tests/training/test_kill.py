@@ -21,11 +21,11 @@ from spiritrt.models.checkpoints import find, save_part
 from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.training import lm, pretrain
 from spiritrt.training.augment import Augmentation
-from spiritrt.training.checkpoint import Budget, load_checkpoint
+from spiritrt.training.checkpoint import Budget
 from spiritrt.training.corpora.manifest import AudioStore, Clip
 from spiritrt.training.encoder import N_UNITS, EncoderTrainer
 from spiritrt.training.encoder_data import EncoderData, EncoderTraining, Targets
-from spiritrt.training.loop import train
+from spiritrt.training.loop import resume, train
 from spiritrt.training.pitch import PitchData, PitchTrainer, PitchTraining
 from spiritrt.training.vocoder import VocoderTrainer
 from spiritrt.training.vocoder_data import OFFICIAL_CONFIG, VocoderData, VocoderTraining
@@ -110,9 +110,7 @@ def test_a_killed_run_has_the_result_of_an_unbroken_one(
 
     def train_in(folder: Path) -> None:
         trainer = make(tmp_path)
-        state = load_checkpoint(folder / "state.ckpt")
-        if state is not None:
-            trainer.resume(state)
+        resume(trainer, folder / "state.ckpt")
         train(trainer, steps, folder / "state.ckpt", folder / "log", Budget(5, save_every_s=0.0), every=1)
 
     for name in ("unbroken", "killed"):
