@@ -27,7 +27,7 @@ from spiritrt.evaluation.report import mean_metric
 from spiritrt.evaluation.stories import DIRECTIONS, storycloze
 from spiritrt.models.checkpoints import find
 from spiritrt.training.batches import BatchStream
-from spiritrt.training.checkpoint import check_origin, digest
+from spiritrt.training.checkpoint import check_origin, digest, file_digest
 from spiritrt.training.lm import Plan, Trainer, run
 from spiritrt.training.lm_data import MIXES, load_documents
 from spiritrt.training.tokenizer import NanoTokenizer
@@ -99,8 +99,9 @@ def ablate(
 
     Raises ValueError where a run in `work` is of another plan, other data or other stories.
     """
-    data = {"units": units, "heard": heard, "stories": stories}
-    of_data = {name: path and path.is_file() and digest(path.read_text("utf-8")) for name, path in data.items()}
+    told = sorted(file for file in stories.iterdir() if file.is_file()) if stories.is_dir() else [stories]
+    files = {"units": [units], "heard": [heard] if heard else [], "stories": told}
+    of_data = {name: file_digest(*those) for name, those in files.items()}
     results: dict[str, list[dict[str, dict[str, float | int]]]] = {mix: [] for mix in mixes}
     tokens: dict[str, list[int]] = {mix: [] for mix in mixes}
     for seed in range(seeds):

@@ -39,7 +39,11 @@ def test_finished_runs_are_not_done_again(tmp_path: Path, monkeypatch: pytest.Mo
     values = {"interleaved": 0.9, "pairs": 0.6}
     monkeypatch.setattr(ablation, "train_one", train_one)
     monkeypatch.setattr(ablation, "score", lambda model, stories, limit: accuracy(values[model.name.split("-")[0]]))
-    arguments = (list(values), 2, Plan(steps=3), tmp_path, None, tmp_path, tmp_path / "work", tmp_path)
+    units, stories = tmp_path / "units.jsonl", tmp_path / "stories"
+    stories.mkdir()
+    for file in (units, stories / "stories.jsonl"):
+        file.write_text("{}")
+    arguments = (list(values), 2, Plan(steps=3), units, None, tmp_path, tmp_path / "work", stories)
     with pytest.raises(SystemExit):
         ablate(*arguments)
     figures = ablate(*arguments)
@@ -49,3 +53,6 @@ def test_finished_runs_are_not_done_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert written["tokens"] == {"interleaved": [100, 101], "pairs": [100, 101]} and written["plan"]["steps"] == 3
     with pytest.raises(ValueError, match="the checkpoint is of plan"):
         ablate(*arguments[:2], Plan(steps=4), *arguments[3:])
+    (stories / "stories.jsonl").write_text("[]")
+    with pytest.raises(ValueError, match="the checkpoint is of stories"):
+        ablate(*arguments)
