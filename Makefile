@@ -104,7 +104,8 @@ nano-smoke: $(TRAIN_SETUP)
 	$(TRAIN).units --config $(NANO_CONFIG) --corpus $(SMOKE)/corpus --out $(SMOKE)
 	$(TRAIN).encoder --config $(NANO_CONFIG) --corpus $(SMOKE)/corpus --out $(SMOKE) --model $(SMOKE)/model --steps 20
 	$(TRAIN).flatten --out $(SMOKE)
-	$(TRAIN).vocoder --config $(NANO_CONFIG) --out $(SMOKE) --sound $(SMOKE)/flat --model $(SMOKE)/model --steps 10
+	$(TRAIN).vocoder --config $(NANO_CONFIG) --out $(SMOKE) --sound $(SMOKE)/flat --model $(SMOKE)/model --steps 10 \
+		--duration-steps 100
 	$(TRAIN).tokenizer --units $(SMOKE)/units.jsonl --out $(SMOKE)/model
 	$(TRAIN).lm --config $(NANO_CONFIG) --units $(SMOKE)/units.jsonl --heard $(SMOKE)/encoder_units.jsonl \
 		--work $(SMOKE) --out $(SMOKE)/model --steps 20 --batch-tokens 1024
@@ -116,7 +117,8 @@ nano-smoke: $(TRAIN_SETUP)
 	$(TRAIN).style --corpus $(SMOKE)/corpus --voices --out $(SMOKE) --model $(SMOKE)/parts --steps 10
 	$(TRAIN).expressive --base $(SMOKE)/model --parts $(SMOKE)/parts --out $(SMOKE)/expressive --layers 3 --share
 	$(TRAIN).shards --corpus $(SMOKE)/corpus --model $(SMOKE)/expressive --out $(SMOKE)/shard2
-	$(TRAIN).vocoder --out $(SMOKE) --shards $(SMOKE)/shard2 --model $(SMOKE)/expressive --channels 96 --steps 10
+	$(TRAIN).vocoder --out $(SMOKE) --shards $(SMOKE)/shard2 --model $(SMOKE)/expressive --channels 96 --steps 10 \
+		--duration-steps 100
 	$(TRAIN).lm --shards $(SMOKE)/shard2 --work $(SMOKE)/expressive_lm --out $(SMOKE)/expressive --steps 5 \
 		--batch-tokens 1024 --packed
 	$(TRAIN).judge --corpus $(SMOKE)/corpus --model $(SMOKE)/model --limit 2 --json $(SMOKE)/judge.json

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 # ruff: noqa: SIM905 (word lists)
 import random
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -198,16 +199,19 @@ def right_answer(kind: str, question: str, truth: str, reply: str) -> bool:
 def spoken_words(text: str) -> list[str]:
     """Words in lower case as they are said, marks left out: 28 becomes twenty eight, "C-A-T" and "CAT" become c a t.
 
-    A recogniser writes numbers in digits and spelled words in capitals; only numbers up to 199 are known.
+    A recogniser writes numbers in digits, counted ones in a row ("49.50.51") or as one ("495051"), and spelled words in
+    capitals; only numbers up to 199 are known.
     """
     words: list[str] = []
-    for raw in text.replace("-", " ").split():
-        word = "".join(c for c in raw if c.isalnum() or c == "'")
-        if word.isdecimal() and int(word) < 200:
-            words += facts.number(int(word)).split()
+    for word in re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.replace("’", "'")):
+        if word.isdecimal():
+            apart = len(word) > 3 and len(word) % 2 == 0
+            numbers = [word[i : i + 2] for i in range(0, len(word), 2)] if apart else [word]
+            for number in map(int, numbers):
+                words += facts.number(number).split() if number < 200 else [str(number)]
         elif len(word) > 1 and word.isupper() and word.isalpha():
             words += list(word.lower())
-        elif word:
+        else:
             words.append(word.lower())
     return words
 

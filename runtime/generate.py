@@ -48,16 +48,17 @@ class SpiritLM:
         stop: Stop | None = None,
         speaker: int | None = None,
         style: int | None = None,
+        suppress_tokens: Sequence[int] = (),
     ) -> Output:
         """Continues a prompt in text, speech or whatever the model likes ("arbitrary").
 
         `prompt` is a list of Text and Speech, or a prompt string like `[Speech][Hu99]...`, which is used as it is.
         Where the prompt ends in speech and the output begins with it, both are vocoded together and the prompt's
-        samples cut off. `speaker` and `style` choose the voice.
+        samples cut off. `speaker` and `style` choose the voice. The ids `suppress_tokens` are never drawn.
 
         Raises ValueError for an unknown output, a prompt that fills the context, unusable audio, or an unknown voice.
         """
-        return self.generate_batch([prompt], output, sampling, max_new_tokens, stop, speaker, style)[0]
+        return self.generate_batch([prompt], output, sampling, max_new_tokens, stop, speaker, style, suppress_tokens)[0]
 
     def generate_batch(
         self,
@@ -68,6 +69,7 @@ class SpiritLM:
         stop: Stop | None = None,
         speaker: int | None = None,
         style: int | None = None,
+        suppress_tokens: Sequence[int] = (),
     ) -> list[Output]:
         """`generate` for each of several prompts, with one sampling for all or one each.
 
@@ -81,7 +83,7 @@ class SpiritLM:
         self.family.check_voice(speaker, style)
         stop = stop or Stop()
         strings = [self.prompt_string(prompt, output) for prompt in prompts]
-        allowed = self._allowed(output, stop)
+        allowed = self._allowed(output, stop, suppress_tokens)
         continuations = [
             self._continuation(self._encode_prompt(string), allowed, each or Sampling(), max_new_tokens, stop)
             for string, each in zip(strings, samplings, strict=True)
@@ -262,14 +264,18 @@ class SpiritLM:
                 return "silence"
         return None
 
-    def _allowed(self, output: Modality, stop: Stop) -> Tensor:
+    def _allowed(self, output: Modality, stop: Stop, suppress_tokens: Sequence[int]) -> Tensor:
         allowed = self.family.vocabulary.allowed(output)
         rows = self.family.vocabulary.rows
-        if any(not 0 <= i < rows for i in stop.ids):
-            raise ValueError(f"stop ids must be from 0 to {rows - 1}, got {stop.ids}")
+        for name, ids in (("stop ids", stop.ids), ("suppress_tokens", suppress_tokens)):
+            if any(not 0 <= i < rows for i in ids):
+                raise ValueError(f"{name} must be from 0 to {rows - 1}, got {ids}")
         ends_speech = self.family.checkpoint.reply == "chain" if stop.ids_in_speech is None else stop.ids_in_speech
         if output == "speech" and ends_speech:
             allowed[list(stop.ids)] = True
+        allowed[list(suppress_tokens)] = False
+        if not allowed.any():
+            raise ValueError("suppress_tokens leaves no token to draw")
         return allowed
 
     def _encode_prompt(self, string: str) -> list[int]:

@@ -76,6 +76,16 @@ class TestOutputs:
             rule = Sampling(temperature=3.0, top_p=1.0, seed=seed)
             assert allowed[lm.generate("[Text]hello", output, rule, max_new_tokens=20).ids].all()
 
+    def test_suppressed_tokens_never_come(self, lm):
+        plain = lm.generate("[Text]hello", "text", GREEDY, 8).ids
+        others = lm.generate("[Text]hello", "text", GREEDY, 8, suppress_tokens=plain)
+        assert len(others.ids) == 8 and not set(others.ids) & set(plain)
+        text = [i for i, allowed in enumerate(lm.family.vocabulary.allowed("text")) if allowed]
+        with pytest.raises(ValueError, match="leaves no token"):
+            lm.generate("[Text]hello", "text", GREEDY, 8, suppress_tokens=text)
+        with pytest.raises(ValueError, match="suppress_tokens must be from 0"):
+            lm.generate("[Text]hello", "text", GREEDY, 8, suppress_tokens=[-1])
+
     def test_prompt_string_is_used_as_it_is(self, lm):
         string = f"[Speech]{SPEECH}[Text] so he said"
         out = lm.generate(string, "text", GREEDY, 4)

@@ -42,7 +42,7 @@ from spiritrt.training.shards import Shard, tokenizer_versions
 from spiritrt.training.tokenizer import ROWS, NanoTokenizer
 
 OF_SHARDS = ("text", "context", "text_words", "speech_words")  # options, None where they are not given
-OF_UNITS = ("units", "heard", "mix")
+OF_UNITS = ("units", "heard", "mix", "prose")
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +340,7 @@ def main() -> None:
     )
     parser.add_argument("--units", type=Path, help="without --shards: build/nano/units.jsonl by default")
     parser.add_argument("--heard", type=Path, help="JSON lines of the units that the trained encoder emits")
+    parser.add_argument("--prose", type=Path, help="without --shards: sentences to read and to say as well, one a line")
     parser.add_argument("--work", type=Path, default=Path("build/nano"), help="folder of lm.pt and lm.log")
     parser.add_argument(
         "--out", type=Path, default=Path("build/nano/model"), help="folder with the tokenizer; gets the lm part"
@@ -371,7 +372,7 @@ def main() -> None:
         documents, start = from_shards(args.shards, args.text or [], args.out, plan, context, spans)
     else:
         units, mix = args.units or Path("build/nano/units.jsonl"), MIXES[args.mix or "nano"]
-        documents = load_documents(units, NanoTokenizer(args.out), mix, plan.seed, args.heard)
+        documents = load_documents(units, NanoTokenizer(args.out), mix, plan.seed, args.heard, args.prose)
     trainer = Trainer(plan, BatchStream(documents, plan.batch_tokens, packed=args.packed), start, args.device)
     args.work.mkdir(parents=True, exist_ok=True)
     if (args.work / "lm.pt").exists():

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from spiritrt.training.corpora.prose import LEAST_WORDS, MOST_WORDS, sentences
 from spiritrt.training.corpora.text import Exchange, exchange, sentence
 from spiritrt.training.interleave import (
     Segment,
@@ -49,7 +51,8 @@ class Mix:
     marker: understanding is harder to learn than speaking, and takes half the tokens that way. The user's exact units
     are not worth predicting: `user_unit_weight`. With `exchanges`, documents of aligned words and of one modality hold
     a whole exchange, question and answer, in one voice: stories, as it were, of two sentences on one topic.
-    `shares` are of documents, with `by_tokens` of tokens.
+    `prose`, where there is any, is that share of the single lines: what cannot be guessed must be read, letter by
+    letter and phone by phone. `shares` are of documents, with `by_tokens` of tokens.
     """
 
     shares: dict[str, float] = field(
@@ -59,6 +62,7 @@ class Mix:
     )  # fmt: skip
     real_dialogues: float = 0.15
     real_lines: float = 0.3
+    prose: float = 0.3
     lower_case: float = 0.15
     fragments: float = 0.4
     unspoken_replies: float = 0.6
@@ -87,8 +91,17 @@ class Line:
 class Documents:
     """The endless set of training documents; `document(epoch, index)` gives ids and loss weights."""
 
-    def __init__(self, bank: UnitBank, encoder: TextEncoder, mix: Mix, seed: int, held_out: frozenset[str]) -> None:
+    def __init__(
+        self,
+        bank: UnitBank,
+        encoder: TextEncoder,
+        mix: Mix,
+        seed: int,
+        held_out: frozenset[str],
+        prose: Sequence[str] = (),
+    ) -> None:
         self.bank, self.encoder, self.mix, self.seed, self.held_out = bank, encoder, mix, seed, held_out
+        self.prose = [line for line in prose if line not in held_out]
         # a held-out text may have been said in training, too: in another voice, or as the answer to another question
         self.lines, self.assistant_lines = (
             [line for line in lines if line.text not in held_out] for lines in (bank.lines, bank.assistant_lines)
@@ -154,6 +167,9 @@ class Documents:
         return Line(text_of(words), words)
 
     def _whole_line(self, rng: random.Random, assistant: bool) -> Line:
+        if self.prose and rng.random() < self.mix.prose:
+            text = rng.choice(self.prose)
+            return Line(text, self.bank.speak(text, rng, assistant))
         draw = rng.random()
         real = self.assistant_lines if assistant else self.lines
         if real and draw < self.mix.real_lines:
@@ -291,9 +307,14 @@ MIXES = {
 }
 
 
-def load_documents(units: Path, encoder: TextEncoder, mix: Mix, seed: int, heard: Path | None = None) -> Documents:
+def load_documents(
+    units: Path, encoder: TextEncoder, mix: Mix, seed: int, heard: Path | None = None, prose: Path | None = None
+) -> Documents:
     """Documents over a units file and its `inventory.json`; `heard` holds what an encoder emitted, one JSON line
-    {"id", "units"} an utterance, for the same frames."""
+    {"id", "units"} an utterance, for the same frames, and `prose` sentences, one a line.
+
+    Of the prose stays what `corpora.prose` keeps. Raises ValueError where that is nothing.
+    """
     entries = read_units(units)
     inventory = json.loads((units.parent / "inventory.json").read_text("utf-8"))
     by_id: dict[str, list[int]] = {}
@@ -302,4 +323,9 @@ def load_documents(units: Path, encoder: TextEncoder, mix: Mix, seed: int, heard
             entry = json.loads(line)
             by_id[entry["id"]] = entry["units"]
     held_out = frozenset(entry["text"] for entry in entries if entry["split"] in HELD_OUT)
-    return Documents(UnitBank(entries, inventory, by_id), encoder, mix, seed, held_out)
+    lines = [] if prose is None else sentences(prose.read_text("utf-8").splitlines())
+    if prose is not None and not lines:
+        raise ValueError(
+            f"{prose} has no sentence that can be spoken: one a line, of {LEAST_WORDS} to {MOST_WORDS} words"
+        )
+    return Documents(UnitBank(entries, inventory, by_id), encoder, mix, seed, held_out, lines)

@@ -102,7 +102,7 @@ class VocoderTraining:
     gan_frames: int = 12
     swap_units: float = 0.04
     encoder_share: float = 0.7
-    duration_steps: int = 900
+    duration_steps: int = 3600
     speakers: tuple[str, ...] = SPEAKERS
     seed: int = 7
 

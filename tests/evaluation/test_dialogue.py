@@ -20,6 +20,9 @@ from spiritrt.sampling import GREEDY
         ("addition", "What is twenty plus two?", "It is twenty two.", "That is 22", True),
         ("addition", "What is two plus two?", "That makes four altogether.", "The answer is 14.", False),
         ("spelling", "How do you spell cat?", "It is C, A, T.", "The letters are C-A-T.", True),
+        ("count_up", "Count from eight to ten.", "Eight, nine, ten.", "$8.9.10", True),
+        ("count_up", "Count from ten to twelve.", "Ten, eleven, twelve.", "Here we go, 101112.", True),
+        ("count_up", "Count from ten to twelve.", "Ten, eleven, twelve.", "10, 12, 11", False),
         ("days", "Which day comes after Monday?", "It is Tuesday.", "tuesday comes after monday", True),
         ("days", "Which day comes after Monday?", "It is Tuesday.", "", False),
         ("", "Who wrote it?", "Jane Austen", "I think that was jane austen.", True),
@@ -61,9 +64,11 @@ def test_a_chain_writes_what_it_heard_and_answers(base_lm, questions: Path, monk
         ]
     )
     prompts = []
+    transcript_flag = base_lm.family.tokenizer.encode("<START Transcript>", bos=False)
 
-    def generate(self, prompt, output="arbitrary", sampling=None, max_new_tokens=200, stop=None):
+    def generate(self, prompt, output="arbitrary", sampling=None, max_new_tokens=200, stop=None, suppress_tokens=()):
         prompts.append(prompt)
+        assert set(suppress_tokens) & set(transcript_flag)
         return Output([], [], [], [], next(raws), "end")
 
     monkeypatch.setattr(SpiritLM, "generate", generate)

@@ -148,6 +148,23 @@ def test_held_out_replies_and_sentences_never_enter(corpus, documents):
     assert not any(s in reader.decode(texts.document(0, i)[0]) for i in range(120) for s in sentences)
 
 
+def test_prose_is_read_and_spoken_in_its_share(corpus, tmp_path):
+    held_out, kept = "The cow likes my boy, they go now.", "A fox ran across the frozen lake."
+    file = tmp_path / "prose.txt"
+    file.write_text(f"{held_out}\n{kept}\n\nSee page 9 of it.\n", "utf-8")
+    encoder, reader = tokenizer.NanoTokenizer(corpus), Tokenizer(corpus, tokenizer.ROWS)
+    mix = Mix(shares={"asr": 0.5, "tts": 0.5}, fragments=0.0, lower_case=0.0, prose=0.5)
+    made = load_documents(corpus / "units.jsonl", encoder, mix, seed=3, prose=file)
+    texts = [reader.decode(made.document(0, index)[0]) for index in range(200)]
+    assert made.prose == [kept]
+    # one line a document in the most: half of them are the prose
+    assert 0.4 < sum(kept in text for text in texts) / len(texts) < 0.75
+    assert not any("page" in text or "cow likes" in text for text in texts)
+    file.write_text("See page 9.\n", "utf-8")
+    with pytest.raises(ValueError, match="no sentence that can be spoken"):
+        load_documents(corpus / "units.jsonl", encoder, mix, seed=3, prose=file)
+
+
 def test_shares_of_tokens_give_each_kind_its_share(corpus, documents):
     encoder = tokenizer.NanoTokenizer(corpus)
     shares = {"pairs": 1 / 3, "speech": 1 / 3, "text": 1 / 3}
@@ -292,6 +309,7 @@ def test_a_position_behind_the_last_batch_is_the_next_window(documents):
         (["--text", "a", "--text-words", "3", "10"], "--text, --text-words: no effect without --shards"),
         (["--speech-words", "3", "8"], "--speech-words: no effect without --shards"),
         (["--shards", "a", "--mix", "nano"], "--mix: no effect with --shards"),
+        (["--shards", "a", "--prose", "b"], "--prose: no effect with --shards"),
         (["--shards", "a", "--units", "b", "--heard", "c"], "--units, --heard: no effect with --shards"),
     ],
 )
