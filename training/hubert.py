@@ -43,6 +43,7 @@ from spiritrt.training.checkpoint import (
 from spiritrt.training.corpora.manifest import AudioStore, Clip, cut_utterances, read_corpora
 from spiritrt.training.encoder import HUBERT_CONFIG, frame_spectra
 from spiritrt.training.loop import resume, train
+from spiritrt.training.losses import outputs_of
 from spiritrt.training.units import FRAME_SPAN_SAMPLES, HOP_SAMPLES, frame_count, k_means
 
 Floats = NDArray[np.float32]
@@ -103,12 +104,8 @@ def spectral_features(samples: Tensor) -> Tensor:
 @torch.no_grad()
 def layer_features(hubert: Hubert, samples: Tensor, layer: int) -> Tensor:
     """Features [T, D] of a layer (1-based) for `samples` [N] at 16 kHz."""
-    kept: list[Tensor] = []
-    handle = hubert.encoder.layers[layer - 1].register_forward_hook(lambda _, __, output: kept.append(output))
-    try:
+    with outputs_of([hubert.encoder.layers[layer - 1]]) as kept:
         hubert(samples[None])
-    finally:
-        handle.remove()
     return kept[0][0]
 
 

@@ -1,6 +1,9 @@
 """Losses of the vocoder: log spectra at several window lengths, and what a frozen speech encoder hears."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -12,6 +15,7 @@ from spiritrt.models.hubert import Hubert
 FLOOR = 1e-4
 
 
+@cache
 def mel_filters(bins: int, window: int, rate_hz: int) -> Tensor:
     """Triangular mel filters [bins, window // 2 + 1], each of peak 1, HTK mel scale, from 0 Hz to half the rate."""
     if bins < 1 or window < 2:
@@ -68,6 +72,18 @@ class SpectralLoss(nn.Module):
         return total / len(self.resolutions)
 
 
+@contextmanager
+def outputs_of(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """A list that fills with what `modules` give while the context lasts, in the order of their calls."""
+    kept: list[Tensor] = []
+    handles = [module.register_forward_hook(lambda _module, _inputs, output: kept.append(output)) for module in modules]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class HearingLoss(nn.Module):
     """Mean relative L1 distance of the inner features of a frozen encoder; [B, N] and [B, N] to a scalar.
 
@@ -78,18 +94,14 @@ class HearingLoss(nn.Module):
     def __init__(self, hubert: Hubert) -> None:
         super().__init__()
         self.hubert = hubert.eval().requires_grad_(False)
-        self.kept: list[Tensor] = []
-        for module in (*hubert.feature_extractor.conv_layers[2:], *hubert.encoder.layers):
-            module.register_forward_hook(lambda _module, _inputs, output: self.kept.append(output))
 
     def features(self, samples: Tensor) -> list[Tensor]:
-        self.kept.clear()
-        self.hubert(samples)
-        return list(self.kept)
+        with outputs_of((*self.hubert.feature_extractor.conv_layers[2:], *self.hubert.encoder.layers)) as kept:
+            self.hubert(samples)
+        return kept
 
     def forward(self, made: Tensor, real: Tensor) -> Tensor:
         with torch.no_grad():
             of_real = self.features(real)
         distances = [(a - b).abs().mean() / b.abs().mean() for a, b in zip(self.features(made), of_real, strict=True)]
-        self.kept.clear()
         return torch.stack(distances).mean()
