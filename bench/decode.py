@@ -47,8 +47,10 @@ class Cell:
     def __post_init__(self) -> None:
         if min(self.rows, self.context) < 1:
             raise ValueError(f"rows and context must be at least 1, got {self.rows} and {self.context}")
-        if self.weights not in TOLERANCES or self.cache not in CACHE_FORMATS:
-            raise ValueError(f"weights {self.weights!r} with a cache of {self.cache!r}: one of them does not exist")
+        if self.weights not in TOLERANCES:
+            raise ValueError(f"weights must be one of {', '.join(TOLERANCES)}, got {self.weights!r}")
+        if self.cache not in CACHE_FORMATS:
+            raise ValueError(f"cache must be one of {', '.join(CACHE_FORMATS)}, got {self.cache!r}")
 
     @property
     def name(self) -> str:

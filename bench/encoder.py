@@ -211,7 +211,7 @@ def plot(result: dict, file: Path) -> None:
     norms = sorted({row["norm"] for row in rows})
     figure, axes = pyplot.subplots(1, len(norms), figsize=(6 * len(norms), 4.5), squeeze=False, sharey=True)
     for axis, norm in zip(axes[0], norms, strict=True):
-        for left in LEFTS_MS:
+        for left in sorted({row["left_ms"] for row in rows if row["norm"] == norm}):
             best: dict[int, float] = {}  # over the ways to split a latency into chunk and look-ahead
             for row in rows:
                 if row["norm"] == norm and row["left_ms"] == left:

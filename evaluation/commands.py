@@ -117,7 +117,8 @@ def run(
         recognizer = Recognizer(torch.get_num_threads())
     folder = SETS / OWN_SETS[name] if data is None else data
     if not folder.exists():
-        raise FileNotFoundError(f"no data at {folder}: give --data")
+        remedy = "give --data" if data is None else "--data takes a folder or file that is there"
+        raise FileNotFoundError(f"no data at {folder}: {remedy}")
     lm = spiritrt.load(model, device, dtype, lazy=name in ("resynthesis", "stsp"))
     if name in ("wuggy", "blimp", "salmon"):
         from spiritrt.evaluation.likelihood import Scorer

@@ -79,7 +79,7 @@ def mmlu(scorer: Scorer, model: str, data: Path, limit: int | None, shots: int =
         figures[subject] = mean_metric("accuracy", right)
     main = mean_metric("accuracy", [float(line["answer"] == line["guess"]) for line in lines])
     notes = left_out_note(left_out, shots)
-    settings: dict[str, str | int | float | bool] = {"data": str(data), "shots": shots, "seed": seed}
+    settings: dict[str, str | int | float | bool] = {"data": str(data), "shots": shots, "seed": seed, "chance": 0.25}
     return Report("mmlu", model, main, figures, settings, notes, tuple(lines))
 
 

@@ -102,7 +102,7 @@ def minimal_pairs(name: str, scorer: Scorer, model: str, data: Path, limit: int 
     pairs = choose_groups(read_gold(data, ZEROSPEECH_PARTS[name]), lambda pair: pair.group, limit, seed)
     results = compare(scorer, pairs, name)
     figures = accuracies(results, [pair.group for pair in pairs])
-    settings: dict[str, str | int | float | bool] = {"data": str(data), "seed": seed}
+    settings: dict[str, str | int | float | bool] = {"data": str(data), "seed": seed, "chance": 0.5}
     return Report(name, model, figures["mean"], figures, settings, lines=_lines(pairs, results))
 
 
@@ -134,7 +134,8 @@ def salmon(
     if not figures:
         raise FileNotFoundError(f"{data} holds none of SALMon's parts: {', '.join(parts)}")
     main = mean_metric("accuracy", everything)
-    return Report("salmon", model, main, figures, {"data": str(data), "seed": seed}, tuple(notes), tuple(lines))
+    settings: dict[str, str | int | float | bool] = {"data": str(data), "seed": seed, "chance": 0.5}
+    return Report("salmon", model, main, figures, settings, tuple(notes), tuple(lines))
 
 
 def _lines(pairs: Iterable[Pair], results: Iterable[Comparison]) -> tuple[dict[str, object], ...]:

@@ -57,7 +57,8 @@ def rate_metric(name: str, errors: Sequence[float], totals: Sequence[float], see
 class Report:
     """The result of one evaluation: its main figure, the figures of its parts, and one line an item.
 
-    `settings` says how it was done; `notes` says what was left out and why. `on` names the data for the title.
+    `settings` says how it was done, with the accuracy of guessing as `chance` where it is known; `notes` says what was
+    left out and why. `on` names the data for the title.
     """
 
     name: str
@@ -85,14 +86,21 @@ class Report:
         path.write_text(json.dumps(self.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def show(self, console: Console) -> None:
-        """Print the table."""
+        """Print the table: the main figure, by its part's name where it is one's, then the other parts."""
         table = Table(title=escape(", ".join(filter(None, (self.name, self.model, self.on)))))
-        for column in ("", "metric", "value", "± standard error", "items"):
+        chance = self.settings.get("chance")
+        columns = ("", "metric", "value", "± standard error", *(() if chance is None else ("chance",)), "items")
+        for column in columns:
             table.add_column(column, justify="left" if column in ("", "metric") else "right")
-        for label, metric in {"": self.main, **self.parts}.items():
+        same = [part for part, metric in self.parts.items() if metric is self.main]
+        same = (same or [part for part, metric in self.parts.items() if metric == self.main])[:1]
+        rows = {": ".join(["main figure", *same]): self.main}
+        rows |= {part: metric for part, metric in self.parts.items() if part not in same}
+        for label, metric in rows.items():
             shown = f"{100 * metric.value:.1f}%" if metric.name in PERCENT else f"{metric.value:.3f}"
             spread = f"{100 * metric.spread:.1f}" if metric.name in PERCENT else f"{metric.spread:.3f}"
-            table.add_row(label, metric.name, shown, spread, str(metric.count))
+            guessed = () if chance is None else (f"{100 * float(chance):.1f}%" if metric.name == "accuracy" else "",)
+            table.add_row(escape(label), metric.name, shown, spread, *guessed, str(metric.count))
         console.print(table)
         for note in self.notes:
             console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)

@@ -183,5 +183,5 @@ def storycloze(scorer: Scorer, model: str, data: Path, limit: int | None, others
     if not figures:
         raise ValueError(f"{data}: no story has a right and a wrong ending of one modality with what comes before")
     main = figures.get("S mean") or next(iter(figures.values()))
-    settings: dict[str, str | int | float | bool] = {"data": str(data), "others": others, "seed": seed}
+    settings: dict[str, str | int | float | bool] = {"data": str(data), "others": others, "seed": seed, "chance": 0.5}
     return Report("storycloze", model, main, figures, settings, tuple(notes), tuple(lines))

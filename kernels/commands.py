@@ -41,7 +41,9 @@ def list_variants(
         for entry in entries:
             marks = [_mark(entry["devices"][device]) for device in devices]
             table.add_row(name, entry["variant"], *marks, str(entry["priority"]))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    console.print("* runs there where no variant is asked for", highlight=False)
 
 
 def cases_here() -> dict[str, Case]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 RATE_HZ = 16000
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 4000, 384000
+HIGHEST_PEAK = 16.0  # 24 dB over full scale: beyond it samples are integers in all but their type
 
 Samples = NDArray[np.float32]
 Source = str | Path | NDArray | Tensor
@@ -24,13 +25,13 @@ def load(source: Source, rate: int | None = None, channel: int | None = None) ->
     `rate` in Hz (16 kHz where none is given); integer arrays are scaled by their type's range. Channels are averaged
     with a warning, or `channel` (from 0) is taken.
 
-    Raises ValueError for a file that cannot be read, empty sound, NaN or infinite samples, or a rate outside
-    4-384 kHz.
+    Raises ValueError for a file that cannot be read, empty sound, NaN or infinite samples, a peak above 16 (float
+    samples at the scale of integers), or a rate outside 4-384 kHz.
     """
     if isinstance(source, str | Path):
         where = str(source)
         if not Path(source).is_file():
-            raise ValueError(f"{where}: no such sound file")
+            raise ValueError(f"{where}: {'a folder, not a' if Path(source).is_dir() else 'no such'} sound file")
         try:
             array, rate = soundfile.read(source, dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, OSError, TypeError) as error:
@@ -47,7 +48,15 @@ def load(source: Source, rate: int | None = None, channel: int | None = None) ->
     broken = np.flatnonzero(~np.isfinite(mono))
     if len(broken):
         raise ValueError(f"{where}: has {len(broken)} NaN or infinite samples, the first at {broken[0]}")
+    check_peak(mono, where)
     return resample(mono, rate, RATE_HZ)
+
+
+def check_peak(samples: Samples, where: str) -> None:
+    """Raises ValueError for `samples` [N] whose peak says that they are at the scale of integers."""
+    peak = float(np.abs(samples).max(initial=0.0))
+    if peak > HIGHEST_PEAK:
+        raise ValueError(f"{where}: the peak is {peak:g} and full scale is 1; divide by 32768 what was 16-bit")
 
 
 def resample(samples: Samples, from_hz: int, to_hz: int) -> Samples:
@@ -102,14 +111,22 @@ def save(path: str | Path, samples: NDArray | Tensor, rate: int = RATE_HZ, float
     """Writes `samples` [N] or [N, channels] as 16-bit WAV, or with `float32` exactly as they are.
 
     Folders on the way are made; 16-bit samples beyond full scale are clipped. Raises ValueError naming a path that
-    cannot be written.
+    cannot be written, or is named like another format.
     """
+    check_name(path)
     array = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, array.astype(np.float32), rate, subtype="FLOAT" if float32 else "PCM_16", format="WAV")
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         raise ValueError(f"{path}: cannot be written: {error}") from error
+
+
+def check_name(path: str | Path) -> None:
+    """Raises ValueError for the name of a file to `save` that promises another format than WAV."""
+    suffix = Path(path).suffix
+    if suffix.lower() not in ("", ".wav"):
+        raise ValueError(f"{path}: sound is written as WAV, not {suffix}: name it {Path(path).with_suffix('.wav')}")
 
 
 def _as_float(source: NDArray | Tensor) -> NDArray:

@@ -19,7 +19,7 @@ from spiritrt.evaluation import commands as evaluation_commands
 from spiritrt.kernels import commands as kernel_commands
 from spiritrt.options import Device, Json, Model
 from spiritrt.tokens.units import Units, merge
-from spiritrt.tokens.vocabulary import format_speech
+from spiritrt.tokens.vocabulary import SpeechToken, format_speech, parse_speech
 from spiritrt.training import commands as training_commands
 
 app = typer.Typer(
@@ -70,6 +70,21 @@ def main() -> None:
         message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
         errors.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"spiritrt {spiritrt.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
 
 
 def _print(value: object, as_json: bool) -> None:
@@ -128,6 +143,8 @@ def generate(
     items += [spiritrt.Text(item) for item in text or []]
     if out is not None and output is OutputKind.TEXT:
         _fail(f"--out {out} is for speech, and --output text makes none")
+    if out is not None:
+        audio.check_name(out)
     if (prompt is None) == (not items):
         _fail("give either --prompt STRING, or --speech and --text items")
     sampling = spiritrt.Sampling(0.0 if greedy else temperature, top_p, top_k, min_p, repetition_penalty, seed)
@@ -145,9 +162,12 @@ def generate(
             for item in result
         ]
         fields = {"ids": result.ids, "text": result.raw, "logprobs": result.logprobs, "finish": result.finish}
-        _print({**fields, "prompt_ids": result.prompt_ids, "items": items_out}, True)
+        written = {} if out is None else {"out": str(out)}
+        _print({**fields, "prompt_ids": result.prompt_ids, "items": items_out, **written}, True)
     else:
         print(result.raw)
+        if out is not None:
+            errors.print(str(out), markup=False, highlight=False, soft_wrap=True)  # not among the tokens
 
 
 @app.command()
@@ -194,30 +214,40 @@ def decode(
 
     Example: spiritrt encode q.wav --json | spiritrt decode -o again.wav
     """
-    given = sys.stdin.read() if units is None or units == "-" else units
-    if not given.lstrip().startswith(("[", "{")) and given.strip():
-        given = Path(given).read_text(encoding="utf-8")  # neither tokens nor JSON: the name of a file of them
+    audio.check_name(out)
+    parsed = _read_units(sys.stdin.read() if units is None or units == "-" else units)
     lm = spiritrt.load(model, device, lazy=True)
-    speech = lm.decode(_parse_units(given.strip()), speaker, style, seed)
+    speech = lm.decode(parsed, speaker, style, seed)
     samples = speech.array
     audio.save(out, samples, float32=float32)
     result = {"out": str(out), "samples": len(samples), "rate": speech.rate}
     _print(result if as_json else str(out), as_json)
 
 
-def _parse_units(given: str) -> Units | str:
-    """Raw frames where `given` is the JSON that `encode --json` prints, else the token string it is."""
+def _read_units(given: str) -> Units | list[SpeechToken]:
+    """The units that are given as tokens or JSON, or in a file of that name, which errors then name."""
+    if given.lstrip().startswith(("[", "{")) or not given.strip():
+        return _parse_units(given.strip())
+    text = Path(given).read_text(encoding="utf-8")
+    try:
+        return _parse_units(text.strip())
+    except ValueError as error:
+        raise ValueError(f"{given}: {error}") from error
+
+
+def _parse_units(given: str) -> Units | list[SpeechToken]:
+    """Raw frames where `given` is the JSON that `encode --json` prints, else the tokens of a token string."""
     if not given.startswith("{"):
         if not given:
             _fail("no units to decode: the input is empty")
-        return given
+        return parse_speech(given)
     try:
         codes = json.loads(given)
     except ValueError as error:
         raise ValueError(f"units are neither a token string nor JSON: {error}") from error
     if "hubert" not in codes:
         if isinstance(codes.get("tokens"), str):
-            return codes["tokens"]
+            return parse_speech(codes["tokens"])
         _fail(f"units as JSON need 'hubert' (raw frames at 25 Hz) or 'tokens', got {', '.join(codes)}")
     return Units(codes["hubert"], codes.get("pitch"), codes.get("style"))
 
@@ -267,6 +297,7 @@ def speak(
 
     Example: spiritrt speak "good morning, how are you?" -o hello.wav
     """
+    audio.check_name(out)
     sampling = spiritrt.Sampling(temperature, top_p, seed=seed)
     examples = [(words, source) for source, words in _read_shots(shots)]
     lm = spiritrt.load(model, device, dtype, weights=weights, kernels=kernel_choices(kernel or []))
@@ -338,3 +369,7 @@ def doctor(
     report = examine(model)
     _print(report if as_json else render(report), as_json)
     raise typer.Exit(0 if report["ok"] else 1)
+
+
+if __name__ == "__main__":
+    main()

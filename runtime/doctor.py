@@ -12,6 +12,7 @@ from spiritrt.models import checkpoints
 from spiritrt.models.family import Family
 from spiritrt.models.pitch import FcpeTracker, YaaptTracker
 
+BUILD = "pip install --no-build-isolation --no-deps --force-reinstall -e ."  # in a clone
 PACKAGES = ("spiritrt", "torch", "numpy", "safetensors", "sentencepiece", "soundfile", "soxr", "typer", "rich")
 OPTIONAL = {  # packages: what for, and where they come from
     "onnxruntime": "voice activity: pip install onnxruntime",
@@ -87,10 +88,13 @@ def _extension(problems: list[str]) -> str:
     try:
         info = importlib.import_module("spiritrt._C").build_info()
     except ImportError as error:
-        problems.append(f"the C++ extension does not import ({error}); build it: pip install --no-build-isolation -e .")
+        problems.append(f"the C++ extension does not import ({error}); build it in a clone: {BUILD}")
         return "missing"
     if info["torch"] != torch.__version__.split("+")[0]:
-        problems.append(f"the C++ extension was built with torch {info['torch']}, running {torch.__version__}: rebuild")
+        problems.append(
+            f"the C++ extension was built with torch {info['torch']}, running {torch.__version__}; rebuild it in a "
+            f"clone: {BUILD}"
+        )
     return f"built with torch {info['torch']}, compiler {info['compiler']}, {info['vector']} instructions"
 
 

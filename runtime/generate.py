@@ -56,7 +56,8 @@ class SpiritLM:
         Where the prompt ends in speech and the output begins with it, both are vocoded together and the prompt's
         samples cut off. `speaker` and `style` choose the voice. The ids `suppress_tokens` are never drawn.
 
-        Raises ValueError for an unknown output, a prompt that fills the context, unusable audio, or an unknown voice.
+        Raises ValueError for an unknown output, a prompt that fills the context or holds an unknown token (`[Hu600]`),
+        unusable audio, or an unknown voice.
         """
         return self.generate_batch([prompt], output, sampling, max_new_tokens, stop, speaker, style, suppress_tokens)[0]
 
@@ -80,6 +81,8 @@ class SpiritLM:
             raise ValueError(f"{len(samplings)} samplings for {len(prompts)} prompts; give one, or one a prompt")
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be a whole number from 1, got {max_new_tokens}")
+        if not isinstance(stop, Stop | None):
+            raise ValueError(f"stop must be a Stop, such as Stop(strings=('<END>',)), got {stop!r}")
         self.family.check_voice(speaker, style)
         stop = stop or Stop()
         strings = [self.prompt_string(prompt, output) for prompt in prompts]
@@ -99,8 +102,8 @@ class SpiritLM:
 
         Both are tokenised together; tokens from the first that differs from the prompt's own count. Where a list of
         items continues in the other modality, the marker between belongs to the prompt: it says which modality is
-        wanted. A marker that a string spells counts. Raises ValueError where no token is left to score, or the two
-        exceed the context.
+        wanted. A marker that a string spells counts; a continuation may hold anything, `[Hu600]` as text. Raises
+        ValueError for an unknown token in the prompt, where no token is left to score, or the two exceed the context.
         """
         opens: Modality = "arbitrary"
         if continuation and not isinstance(continuation, str):
@@ -167,7 +170,10 @@ class SpiritLM:
 
         `shots` are (words, speech) examples, the speech ending in the spoken word "stop" (the paper uses 10); the
         output then ends as the shots do. Without shots the form is `[Text]words[Speech]`, and an end token ends it.
+        Raises ValueError for an empty text, and what `generate` raises.
         """
+        if not text.strip():
+            raise ValueError(f"there is nothing to say: the text is {text!r}")
         flag = TTS_FLAG if shots else ""
         prompt: list[Text | Speech] = []
         for words, example in shots:
@@ -191,6 +197,8 @@ class SpiritLM:
 
         The label with the highest log-probability (sum over the tokens of `A:label`) wins; the paper uses 30 shots.
         """
+        if isinstance(labels, str):
+            raise ValueError(f"labels must be a list of strings, got {labels!r}")
         if not labels:
             raise ValueError("classify needs at least one label")
         prompt: list[Text | Speech] = []
@@ -202,8 +210,14 @@ class SpiritLM:
         return Classification(max(sums, key=lambda label: sums[label]), sums)
 
     def prompt_string(self, prompt: Prompt, output: Modality = "arbitrary") -> str:
-        """The prompt string of a prompt, with markers where the modality changes. Audio is encoded to tokens."""
-        return prompt if isinstance(prompt, str) else build(self._runs(prompt), output)
+        """The prompt string of a prompt, with markers where the modality changes. Audio is encoded to tokens.
+
+        Raises ValueError for a string that holds an unknown token, and for items that cannot be in a prompt.
+        """
+        if isinstance(prompt, str):
+            self.family.vocabulary.check_prompt(prompt)
+            return prompt
+        return build(self._runs(prompt), output)
 
     def _runs(self, prompt: Sequence[Text | Speech]) -> list[Run]:
         runs: list[Run] = []

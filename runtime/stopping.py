@@ -31,6 +31,8 @@ class Stop:
         for name in ("silence_s", "repeats", "repeated_tokens"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 (off) or more, got {getattr(self, name)}")
+        if isinstance(self.strings, str):
+            raise ValueError(f"strings must be a tuple of strings, got {self.strings!r}")
         if "" in self.strings:
             raise ValueError("a stop string must not be empty")
 

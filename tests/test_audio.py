@@ -119,6 +119,14 @@ class TestBroken:
         with pytest.raises(ValueError, match="audio: has 2 NaN or infinite samples, the first at 40"):
             audio.load(samples)
 
+    @pytest.mark.parametrize("kind", [np.float32, np.float64, torch.float32])
+    def test_at_the_scale_of_integers(self, kind):
+        loud = tone(16000) * 65534
+        source = torch.from_numpy(loud) if kind is torch.float32 else loud.astype(kind)
+        with pytest.raises(ValueError, match=r"audio: the peak is 3276\d.* and full scale is 1; divide by 32768"):
+            audio.load(source)
+        np.testing.assert_array_equal(audio.load(tone(16000) * 30), tone(16000) * 30)  # loud, and sound
+
     def test_not_finite_in_a_channel_that_is_not_used(self):
         stereo = np.stack([tone(16000), np.full(8000, np.nan, np.float32)], axis=1)
         np.testing.assert_array_equal(audio.load(stereo, channel=0), tone(16000))
@@ -152,8 +160,8 @@ class TestFiles:
         np.testing.assert_allclose(middle(samples), 0.5 * middle(tone(16000)), atol=2e-3)
 
     def test_missing(self, tmp_path):
-        for path in (tmp_path / "x.wav", tmp_path):
-            with pytest.raises(ValueError, match=rf"{path.name}: no such sound file"):
+        for path, what in ((tmp_path / "x.wav", "no such sound file"), (tmp_path, "a folder, not a sound file")):
+            with pytest.raises(ValueError, match=rf"{path.name}: {what}"):
                 audio.load(path)
 
     @pytest.mark.parametrize("content", [b"", b"RIFF", b"this is no sound at all, but a page of text" * 20])
@@ -186,6 +194,13 @@ class TestSave:
         audio.save(tmp_path / "x", TestChannels.STEREO, 8000)
         info = soundfile.info(tmp_path / "x")
         assert (info.channels, info.samplerate, info.frames, info.format) == (2, 8000, 8000, "WAV")
+
+    @pytest.mark.parametrize("name", ["x.mp3", "x.flac", "x.txt", "a/x.ogg"])
+    def test_another_format_is_not_written_under_its_name(self, tmp_path, name):
+        with pytest.raises(ValueError, match=r"sound is written as WAV, not \.\w+: name it .*x\.wav"):
+            audio.save(tmp_path / name, tone(16000))
+        assert not list(tmp_path.iterdir())
+        audio.save(tmp_path / "X.WAV", tone(16000))
 
     def test_folders_on_the_way_are_made(self, tmp_path):
         audio.save(tmp_path / "a" / "b" / "x.wav", tone(16000))

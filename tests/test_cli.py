@@ -3,14 +3,17 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from typer.testing import CliRunner
 
 from spiritrt.cli import app
+from spiritrt.doctor import _extension
 
 RUN = CliRunner()
 CLIP = Path(__file__).parents[1] / "runtime/duplex/recordings/7143-88743-0029.flac"
@@ -70,7 +73,9 @@ def test_generate_is_repeatable_and_says_what_it_did(tmp_path: Path) -> None:
     hot = (*arguments, "--temperature", "1.5", "--top-p", "1.0")
     seeds = {tuple(_json(*hot, "--seed", seed)["ids"]) for seed in ("1", "2", "3")}
     assert len(seeds) > 1
-    _json(*arguments, "-o", str(tmp_path / "out.wav"))
+    assert _json(*arguments, "-o", str(tmp_path / "out.wav"))["out"] == str(tmp_path / "out.wav")
+    plain = RUN.invoke(app, [*arguments, "--greedy", "-o", str(tmp_path / "out.wav")], catch_exceptions=False)
+    assert plain.stdout == greedy["text"] + "\n" and plain.stderr == f"{tmp_path / 'out.wav'}\n"
     assert soundfile.info(tmp_path / "out.wav").frames > 0
 
 
@@ -118,6 +123,13 @@ def test_doctor_names_packages_by_one_name_and_a_model_once_a_line(monkeypatch: 
         assert not about[1].removeprefix(f"model {name}: ").startswith((name, "no model")), about[1]
 
 
+def test_doctor_says_how_an_extension_of_another_torch_is_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems: list[str] = []
+    monkeypatch.setattr(torch, "__version__", "99.0.1+cpu")
+    _extension(problems)
+    assert len(problems) == 1 and "running 99.0.1+cpu; rebuild it in a clone: pip install --no-build" in problems[0]
+
+
 def _examined(model: str) -> dict:
     return json.loads(RUN.invoke(app, ["doctor", "--model", model, "--json"]).stdout)
 
@@ -126,6 +138,14 @@ def _examined(model: str) -> dict:
     ("arguments", "message"),
     [
         (["encode", "nothing.wav"], "nothing.wav: no such sound file"),
+        (["transcribe", str(CLIP.parent)], "recordings: a folder, not a sound file"),
+        (["speak", "hi", "-o", "hi.mp3"], "hi.mp3: sound is written as WAV, not .mp3: name it hi.wav"),
+        (["generate", "--prompt", "x", "-o", "hi.txt"], "hi.txt: sound is written as WAV"),
+        (["decode", "[Hu1]", "-o", "hi.flac"], "hi.flac: sound is written as WAV"),
+        (["talk", "-o", "hi.ogg"], "hi.ogg: sound is written as WAV"),
+        (["replay", "call.trace", "-o", "hi.ogg"], "hi.ogg: sound is written as WAV"),
+        (["generate", "--prompt", "[Speech][Hu600]"], "unknown token [Hu600]: this model has Hu0 to Hu500"),
+        (["generate", "--prompt", "x", "--device", "gpu"], "'gpu' cannot be used here: it must be cpu, cuda or cuda:N"),
         (["decode", "[Hu9999]"], "unknown token [Hu9999]: this model has Hu0 to Hu500"),
         (["decode", '{"pitch": [1]}'], "need 'hubert'"),
         (["generate"], "give either --prompt STRING, or --speech and --text items"),
@@ -144,6 +164,29 @@ def test_mistakes_are_one_line_on_standard_error(arguments: list[str], message: 
     assert result.returncode == 2
     assert result.stdout == ""
     assert message in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "units are neither a token string nor JSON"),
+        ('{"pitch": [1]}', "need 'hubert'"),
+        ("hello", "not a speech token at character 0: 'hello'"),
+        ("", "the input is empty"),
+    ],
+)
+def test_a_file_of_units_that_holds_none_is_named(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "bad.json"
+    file.write_text(content)
+    error = RUN.invoke(app, ["decode", str(file)]).exception
+    assert isinstance(error, ValueError) and str(error).startswith(f"{file}: ") and message in str(error)
+
+
+@pytest.mark.parametrize("module", ["spiritrt", "spiritrt.cli"])
+def test_the_command_runs_as_a_module_and_says_its_version(module: str) -> None:
+    command = [sys.executable, "-m", module, "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout == f"spiritrt {metadata.version('spiritrt')}\n"
 
 
 def test_the_encoder_s_norm_is_calibrated_where_it_has_one(tmp_path: Path) -> None:

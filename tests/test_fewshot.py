@@ -142,6 +142,11 @@ class TestSpeak:
         speech = stuck_lm.speak("good morning", sampling=Sampling(temperature=1.0, top_p=1.0), max_new_tokens=10**6)
         assert 1 <= len(speech.array) <= 64 * 640 * 100
 
+    @pytest.mark.parametrize("text", ["", " \n"])
+    def test_nothing_to_say(self, base_lm, text):
+        with pytest.raises(ValueError, match="there is nothing to say: the text is '"):
+            base_lm.speak(text)
+
     @pytest.mark.parametrize("text", ["[Speech]", "say [Hu12]"])
     def test_text_is_literal(self, base_lm, text):
         with pytest.raises(ValueError, match="Text holds the token"):
@@ -165,6 +170,10 @@ class TestClassify:
         again = base_lm.classify(spoken(THREE), labels[::-1])
         assert first.label == again.label == max(first.scores, key=lambda label: first.scores[label])
         assert again.scores == pytest.approx(first.scores)
+
+    def test_one_string_is_no_list_of_labels(self, base_lm):
+        with pytest.raises(ValueError, match="labels must be a list of strings, got 'question'"):
+            base_lm.classify(spoken(ONE), labels="question")
 
     def test_no_labels(self, base_lm):
         with pytest.raises(ValueError, match="classify needs at least one label"):

@@ -219,6 +219,10 @@ class TestStop:
         assert stuck_lm.generate("[Speech]", "speech", GREEDY, 3).finish == "end"
         assert stuck_lm.generate("[Speech]", "speech", GREEDY, 3, Stop(ids_in_speech=False)).finish == "length"
 
+    def test_a_string_alone_is_no_stop(self, base_lm):
+        with pytest.raises(ValueError, match=r"stop must be a Stop, such as .*, got 'x'"):
+            base_lm.generate("[Text]hello", "text", stop="x")
+
     def test_strings_cut_the_text(self, lm):
         whole = lm.generate("[Text]hello", "text", GREEDY, 12)
         at = len(whole.raw) // 2

@@ -1,5 +1,6 @@
 """What goes into a prompt: sound of any kind, tokens and text, and what each mistake in them is told."""
 
+import re
 import warnings
 
 import numpy as np
@@ -88,8 +89,29 @@ class TestUnknown:
     def test_pitch_in_base(self, base_lm):
         with pytest.raises(ValueError, match=r"unknown token \[Pi1\]: this model has no Pi tokens"):
             base_lm.generate([Speech(tokens="[Pi1][Hu1]")], "text")
-        with pytest.raises(ValueError, match=r"unknown token \[Pi1\]: this is a Base model"):
+        with pytest.raises(ValueError, match=r"unknown token \[Pi1\]: this model has no Pi tokens"):
             base_lm.generate("[Speech][Pi1][Hu1]", "text")
+
+    @pytest.mark.parametrize(
+        ("prompt", "token"),
+        [
+            ("[Hu600]", "[Hu600]"),
+            ("[Speech][Hu99][Hu501]", "[Hu501]"),
+            ("[Text]so [St-1]", "[St-1]"),
+            ("[Hu007]", "[Hu007]"),
+            ("[Pi64][Hu1]", "[Pi64]"),
+        ],
+    )
+    def test_tokens_in_a_prompt_string_are_named(self, lm, prompt, token):
+        for ask in (lambda: lm.generate(prompt, "text"), lambda: lm.logprobs(prompt, " so")):
+            with pytest.raises(ValueError, match=rf"unknown token {re.escape(token)}: this model has .*Text item"):
+                ask()
+
+    @pytest.mark.parametrize(
+        "prompt", ["[Text] see [1]", "[Text][hu] [Hubert Humphrey] Hu600 [Hu", "[Stop] the train [Hux]"]
+    )
+    def test_a_prompt_string_with_other_brackets_is_text(self, lm, prompt):
+        assert lm.generate(prompt, "text", GREEDY, 1).prompt_ids == lm.family.tokenizer.encode(prompt)
 
     @pytest.mark.parametrize("tokens", ["hello", "[Hu1] and", "[Text]", "[Hu01]"])
     def test_what_is_no_speech_token(self, lm, tokens):

@@ -118,6 +118,10 @@ class TestRepetitionPenalty:
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0, got 0.0"),
         ({"seed": -1}, r"seed must be from 0 to 2\*\*64 - 1, got -1"),
         ({"seed": 2**64}, "seed must be from 0"),
+        ({"seed": "a"}, "seed must be a whole number, got 'a'"),
+        ({"top_k": 1.5}, "top_k must be a whole number, got 1.5"),
+        ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+        ({"top_p": None}, "top_p must be a number, got None"),
     ],
 )
 def test_impossible_values_are_named(values, message):

@@ -78,6 +78,7 @@ class TestStrings:
         ({"repeats": -2}, "repeats must be 0"),
         ({"repeated_tokens": -3}, "repeated_tokens must be 0"),
         ({"strings": ("x", "")}, "a stop string must not be empty"),
+        ({"strings": "<END>"}, "strings must be a tuple of strings, got '<END>'"),
     ],
 )
 def test_impossible_values_are_named(values, message):

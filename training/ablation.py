@@ -26,6 +26,7 @@ from spiritrt.evaluation.likelihood import Scorer
 from spiritrt.evaluation.report import mean_metric
 from spiritrt.evaluation.stories import DIRECTIONS, storycloze
 from spiritrt.models.checkpoints import find
+from spiritrt.training.arguments import launch
 from spiritrt.training.batches import BatchStream
 from spiritrt.training.checkpoint import check_origin, digest, file_digest
 from spiritrt.training.lm import Plan, Trainer, run
@@ -152,4 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

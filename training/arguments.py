@@ -1,4 +1,4 @@
-"""What the trainers' command lines share: settings from a YAML file, threads and a device.
+"""What the trainers' command lines share: settings from a YAML file, threads, a device, and errors in one line.
 
 A file has one section a trainer, by the name of its module, with its options in their long names (`configs/nano.yaml`
 makes nano). What the command line says as well wins.
@@ -6,7 +6,7 @@ makes nano). What the command line says as well wins.
 
 import argparse
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -20,6 +20,20 @@ if TYPE_CHECKING:
 CPU = torch.device("cpu")
 SECTIONS = {"units", "encoder", "hubert", "vocoder", "tokenizer", "lm", "pitch", "style"}
 Settings = TypeVar("Settings", bound="DataclassInstance")
+
+
+def launch(main: Callable[[], None]) -> None:
+    """Runs the `main` of a module; a ValueError or a missing file is one line on standard error and exit status 1.
+
+    Other errors keep their traceback, as these do under `python -X dev`.
+    """
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        if sys.flags.dev_mode:
+            raise
+        message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        sys.exit(f"error: {message}")
 
 
 def parse(

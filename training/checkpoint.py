@@ -102,6 +102,12 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
+def check_minutes(minutes: float) -> None:
+    """Raises ValueError for a budget of 0 minutes or less."""
+    if minutes <= 0:
+        raise ValueError(f"--minutes must be positive, got {minutes:g}")
+
+
 class Budget:
     """Wall-clock budget in minutes, and a second clock for periodic checkpoints.
 
@@ -109,8 +115,7 @@ class Budget:
     """
 
     def __init__(self, minutes: float, save_every_s: float = 120.0) -> None:
-        if minutes <= 0:
-            raise ValueError(f"--minutes must be positive, got {minutes}")
+        check_minutes(minutes)
         self.end = time.monotonic() + 60 * minutes
         self.save_every_s = save_every_s
         self.next_save = time.monotonic() + save_every_s

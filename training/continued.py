@@ -23,6 +23,7 @@ from torch import Tensor
 from spiritrt.models.checkpoints import Part, find, save_part
 from spiritrt.models.llama import LlamaConfig
 from spiritrt.tokens.vocabulary import Vocabulary
+from spiritrt.training.arguments import launch
 
 MULTIPLE = 64
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -134,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

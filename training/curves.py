@@ -10,6 +10,8 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+from spiritrt.training.arguments import launch
+
 Curves = dict[str, list[tuple[int, float]]]
 
 
@@ -91,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

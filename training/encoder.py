@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from spiritrt.models.checkpoints import save_part
 from spiritrt.models.hubert import EncoderLayer, Hubert, HubertConfig, LinearQuantizer, encode_units
-from spiritrt.training.arguments import CPU, add_settings, parse, settings
+from spiritrt.training.arguments import CPU, add_settings, launch, parse, settings
 from spiritrt.training.augment import Augmentation, augment
 from spiritrt.training.checkpoint import Average, Budget, Schedule, check_origin, rounded, set_lr
-from spiritrt.training.corpora.manifest import AudioStore, read_corpora
+from spiritrt.training.corpora.manifest import AudioStore, of_units, read_corpora
 from spiritrt.training.encoder_data import EncoderData, EncoderTraining, Targets, Units, read_targets
 from spiritrt.training.loop import resume, train
 from spiritrt.training.losses import mel_filters
@@ -247,7 +247,7 @@ def main() -> None:
     args = parse(parser, "encoder")
     training = settings(EncoderTraining, args)
     targets = read_targets(args.out / "targets.npz")
-    inventory = json.loads((args.out / "inventory.json").read_text(encoding="utf-8"))
+    inventory = json.loads(of_units(args.out / "inventory.json").read_text(encoding="utf-8"))
     utterances = [u for members in read_corpora(args.corpus).values() for u in members]
     store = AudioStore(args.out)
     counts = np.bincount(np.concatenate([targets[u.id].units[:, 0] for u in utterances]), minlength=N_UNITS)
@@ -275,7 +275,10 @@ def main() -> None:
         report["teacher"] = teacher_agreement(hubert, quantizer, args.recordings, classifier, inventory)
     (args.out / "encoder_report.json").write_text(json.dumps({"step": trainer.step_index, **report}, indent=1))
     print(json.dumps({"step": trainer.step_index, **report}, indent=1))
+    steps = f"{trainer.step_index} of {training.steps} steps"
+    said = f"{args.model}: encoder and quantizer after {steps}; log, report and what they hear are in {args.out}"
+    print(said, file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spiritrt.training.augment import Augmentation, augment, change_speed, draw_speed
 from spiritrt.training.checkpoint import digest
-from spiritrt.training.corpora.manifest import AudioStore, Clip
+from spiritrt.training.corpora.manifest import AudioStore, Clip, of_units
 from spiritrt.training.units import FRAME_SPAN_SAMPLES, HOP_SAMPLES
 
 Units = NDArray[np.int64]
@@ -68,10 +68,8 @@ class Targets:
 
 def read_targets(path: Path) -> dict[str, Targets]:
     """Targets of every clip in `targets.npz` of `spiritrt.training.units`."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no targets at {path}: run `python -m spiritrt.training.units` first")
     targets = {}
-    with np.load(path) as arrays:
+    with np.load(of_units(path)) as arrays:
         for key in arrays.files:
             clip_id, kind = key.rsplit("/", 1)
             if kind == "units":

@@ -22,6 +22,7 @@ from spiritrt.models.pitch import PitchQuantizerConfig
 from spiritrt.models.style import StyleConfig
 from spiritrt.tokens.text import Tokenizer
 from spiritrt.tokens.vocabulary import Vocabulary
+from spiritrt.training.arguments import launch
 from spiritrt.training.continued import EMBEDDING, HEAD, MULTIPLE, added_tokens, extended
 
 SPEECH_PARTS = ("hubert", "quantizer", "vocoder")
@@ -102,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

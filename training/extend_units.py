@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from spiritrt.training.arguments import launch
 from spiritrt.training.clusters import Clusters, Floats, Ints
 from spiritrt.training.corpora.manifest import AudioStore, Utterance, cut_utterances, read_corpora
 from spiritrt.training.units import Teacher, UnitPlan, frame_phones, write_units
@@ -88,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -29,13 +29,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from spiritrt.extras import install
 from spiritrt.generate import ASR_CLOSE, ASR_OPEN
 from spiritrt.models.checkpoints import find, save_part
 from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.models.weights import load_weights
 from spiritrt.tokens.text import Tokenizer
 from spiritrt.training.batches import BatchStream
-from spiritrt.training.checkpoint import Budget, Schedule, check_origin, load_checkpoint, save_checkpoint, set_lr
+from spiritrt.training.checkpoint import (
+    Budget,
+    Schedule,
+    check_minutes,
+    check_origin,
+    load_checkpoint,
+    save_checkpoint,
+    set_lr,
+)
 from spiritrt.training.interleave import Segment, SpanPlan, draw_spans, encode, rng_of
 from spiritrt.training.lm import digest_of, loss_of
 from spiritrt.training.shard_documents import FamilyEncoder, shard_version
@@ -133,7 +142,7 @@ def add_lora(model: Llama, plan: FinetunePlan) -> list[nn.Parameter]:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ImportError(f'fine-tuning needs peft: pip install "spiritrt[finetune]" ({error})') from error
+        raise ImportError(f"fine-tuning needs peft: {install('finetune')} ({error})") from error
     config = LoraConfig(r=plan.rank, lora_alpha=plan.alpha, lora_dropout=0.0, target_modules=list(TARGETS), bias="none")
     inject_adapter_in_model(config, model)
     return [p for p in model.parameters() if p.requires_grad]
@@ -175,9 +184,11 @@ def finetune(
 ) -> list[float]:
     """Fine-tune a family on shards and write the result as the family `out`; returns the losses of this run.
 
-    `out/finetune.ckpt` is the state: a run that was stopped goes on. Raises ValueError where the shards are of other
-    tokenizers, `out` holds another model, or its state is of another base model, task, rank or data.
+    `out/finetune.ckpt` is the state: a run that was stopped goes on. Raises ValueError where `minutes` is 0 or less,
+    the shards are of other tokenizers, `out` holds another model, or its state is of another base model, task, rank or
+    data.
     """
+    check_minutes(minutes)
     source = find(model)
     config = source.part("lm").config
     tokenizer = Tokenizer(source.tokenizer or source.folder, config["vocab_size"])
@@ -235,7 +246,9 @@ def finetune(
                 save()
     progress.close()
     save()
-    save_file({name: p.detach().cpu().contiguous() for name, p in adapters.items()}, out / "adapter.safetensors")
+    adapter = out / "adapter.safetensors"
+    save_file({name: p.detach().cpu().contiguous() for name, p in adapters.items()}, adapter)
+    adapter.chmod(0o644)  # safetensors writes for its owner alone
     for name in source.parts:
         if name != "lm":
             save_part(out, name, source.part(name).config, source.part(name).load())

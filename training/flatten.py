@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from spiritrt.training.arguments import launch
 from spiritrt.training.corpora.manifest import RATE_HZ, AudioStore
 from spiritrt.training.units import HOP_SAMPLES
 from spiritrt.training.vocoder_data import speakers_of
@@ -88,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from spiritrt.models.checkpoints import save_part
 from spiritrt.models.hubert import Hubert, HubertConfig, LinearQuantizer
-from spiritrt.training.arguments import CPU, add_settings, parse, settings
+from spiritrt.training.arguments import CPU, add_settings, launch, parse, settings
 from spiritrt.training.augment import Augmentation, augment
 from spiritrt.training.checkpoint import (
     Average,
@@ -365,4 +365,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -31,6 +31,7 @@ from spiritrt.models.hubert import (
     quantizer_from_official,
 )
 from spiritrt.models.vocoder import Vocoder, vocode_frames, vocode_units, vocoder_from_official
+from spiritrt.training.arguments import launch
 from spiritrt.training.corpora.manifest import RATE_HZ, Utterance, cut_utterances, read_manifest
 from spiritrt.training.units import unlabelled_clips
 
@@ -170,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

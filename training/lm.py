@@ -31,7 +31,7 @@ from spiritrt.models.checkpoints import Checkpoint, find, save_part
 from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.models.weights import load_weights
 from spiritrt.tokens.text import Tokenizer
-from spiritrt.training.arguments import CPU, add_settings, parse, settings
+from spiritrt.training.arguments import CPU, add_settings, launch, parse, settings
 from spiritrt.training.batches import Batch, BatchStream
 from spiritrt.training.interleave import SpanPlan
 from spiritrt.training.lm_data import MIXES, Documents, load_documents
@@ -263,7 +263,8 @@ class Trainer:
 def run(trainer: Trainer, work: Path, out: Path | None, export_minutes: float, save_minutes: float = 4.0) -> None:
     """Train until the budget is spent; save, export and log on the way.
 
-    `work/lm.pt` is the state, `work/lm.log` has one JSON line every 50 steps. SIGTERM and SIGINT save and stop.
+    `work/lm.pt` is the state, `work/lm.log` has one JSON line every 50 steps and one of those that are left at the end.
+    SIGTERM and SIGINT save and stop.
     """
     stopped: list[int] = []
 
@@ -273,22 +274,26 @@ def run(trainer: Trainer, work: Path, out: Path | None, export_minutes: float, s
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     saved_s = exported_s = trainer.spent_s
     losses: list[float] = []
+
+    def log_means() -> None:
+        line = {
+            "step": trainer.steps_done,
+            "minutes": round(trainer.spent_s / 60, 2),
+            "loss": round(sum(losses) / len(losses), 4),
+            "tokens": trainer.tokens,
+            "tokens_per_s": round(trainer.tokens / trainer.spent_s),
+        }
+        losses.clear()
+        with (work / "lm.log").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+
     bar = tqdm(total=100, initial=round(100 * trainer.progress), desc="lm", file=sys.stderr, unit="%")
     while trainer.progress < 1 and not stopped:
         losses.append(trainer.step())
         bar.update(round(100 * trainer.progress) - bar.n)
         bar.set_postfix(loss=f"{losses[-1]:.3f}", step=trainer.steps_done, refresh=False)
         if trainer.steps_done % 50 == 0:
-            line = {
-                "step": trainer.steps_done,
-                "minutes": round(trainer.spent_s / 60, 2),
-                "loss": round(sum(losses) / len(losses), 4),
-                "tokens": trainer.tokens,
-                "tokens_per_s": round(trainer.tokens / trainer.spent_s),
-            }
-            losses.clear()
-            with (work / "lm.log").open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
+            log_means()
         if trainer.spent_s - saved_s > 60 * save_minutes:
             trainer.save(work / "lm.pt")
             saved_s = trainer.spent_s
@@ -296,12 +301,26 @@ def run(trainer: Trainer, work: Path, out: Path | None, export_minutes: float, s
             trainer.export(out, work / "lm.pt")
             exported_s = saved_s = trainer.spent_s
     bar.close()
+    if losses:
+        log_means()
     if out is None:
         trainer.save(work / "lm.pt")
     else:
         trainer.export(out, work / "lm.pt")
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def summary(trainer: Trainer, before: int | None, work: Path, out: Path) -> str:
+    """What a run that began after `before` steps wrote where; None: the budget had been spent."""
+    plan = trainer.plan
+    option, budget = ("steps", f"{plan.steps} steps") if plan.steps else ("minutes", f"{plan.minutes:g} minutes")
+    if before is None:
+        made = f"the budget of {budget} was spent before: give more --{option}"
+    else:
+        made = f"{trainer.steps_done - before} steps in this run, of a budget of {budget}"
+    spent = f"{trainer.steps_done} steps in {trainer.spent_s / 60:.1f} minutes"
+    return f"{out}: language model after {spent} ({made}); its state and log are in {work}"
 
 
 def from_shards(
@@ -377,8 +396,10 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     if (args.work / "lm.pt").exists():
         trainer.load(args.work / "lm.pt")
+    before = trainer.steps_done if trainer.progress < 1 else None
     run(trainer, args.work, args.out, args.export_minutes, args.save_minutes)
+    print(summary(trainer, before, args.work, args.out))
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from spiritrt.training.corpora.manifest import of_units
 from spiritrt.training.corpora.prose import LEAST_WORDS, MOST_WORDS, sentences
 from spiritrt.training.corpora.text import Exchange, exchange, sentence
 from spiritrt.training.interleave import (
@@ -313,10 +314,11 @@ def load_documents(
     """Documents over a units file and its `inventory.json`; `heard` holds what an encoder emitted, one JSON line
     {"id", "units"} an utterance, for the same frames, and `prose` sentences, one a line.
 
-    Of the prose stays what `corpora.prose` keeps. Raises ValueError where that is nothing.
+    Of the prose stays what `corpora.prose` keeps. Raises ValueError where that is nothing, FileNotFoundError without a
+    units file.
     """
-    entries = read_units(units)
-    inventory = json.loads((units.parent / "inventory.json").read_text("utf-8"))
+    entries = read_units(of_units(units))
+    inventory = json.loads(of_units(units.parent / "inventory.json").read_text("utf-8"))
     by_id: dict[str, list[int]] = {}
     if heard is not None:
         for line in heard.read_text("utf-8").splitlines():

@@ -26,6 +26,7 @@ from spiritrt.models.checkpoints import find
 from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.models.vocoder import vocode_units, vocoder_from_official
 from spiritrt.tokens.text import Tokenizer
+from spiritrt.training.arguments import launch
 from spiritrt.training.corpora.pronounce import phonemise, split_phones, words_of
 from spiritrt.training.corpora.text import CHECKABLE, answer_key, exchange
 from spiritrt.training.interleave import BOS, EOS, deduplicate, speech_of
@@ -225,4 +226,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

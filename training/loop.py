@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from tqdm import tqdm
 
@@ -33,9 +33,11 @@ def resume(trainer: Steps, path: Path) -> None:
 def train(trainer: Steps, steps: int, path: Path, log: Path, budget: Budget, every: int = 100) -> None:
     """Step until the budget or `steps` are used up.
 
-    Checkpoints go to `path`, at the end and whenever the budget says so; mean figures of `every` steps go to `log`, one
-    JSON line each.
+    Checkpoints go to `path`, at the end and whenever the budget says so; mean figures of `every` steps, and of those
+    that are left at the end, go to `log`, one JSON line each. Says on standard error where no step was left to make.
     """
+    if trainer.step_index >= steps:
+        print(f"{path}: the budget of {steps} steps was spent before: give more --steps", file=sys.stderr)
     progress = tqdm(total=steps, initial=trainer.step_index, desc=path.stem, file=sys.stderr, mininterval=10)
     sums: dict[str, float] = {}
     began, counted = time.monotonic(), 0
@@ -46,11 +48,17 @@ def train(trainer: Steps, steps: int, path: Path, log: Path, budget: Budget, eve
             counted += 1
             progress.update()
             if counted == every:
-                line = {"step": trainer.step_index, "s_a_step": round((time.monotonic() - began) / counted, 4)}
-                out.write(json.dumps(line | {k: round(v / counted, 4) for k, v in sums.items()}) + "\n")
-                out.flush()
+                _write_means(out, trainer.step_index, time.monotonic() - began, sums, counted)
                 sums, began, counted = {}, time.monotonic(), 0
             if budget.save_due():
                 save_checkpoint(path, trainer.state())
+        if counted:
+            _write_means(out, trainer.step_index, time.monotonic() - began, sums, counted)
     progress.close()
     save_checkpoint(path, trainer.state())
+
+
+def _write_means(out: TextIO, step: int, seconds: float, sums: Mapping[str, float], counted: int) -> None:
+    line = {"step": step, "s_a_step": round(seconds / counted, 4)}
+    out.write(json.dumps(line | {name: round(value / counted, 4) for name, value in sums.items()}) + "\n")
+    out.flush()

@@ -32,7 +32,7 @@ from spiritrt.models.pitch import (
     PitchTracker,
     YaaptTracker,
 )
-from spiritrt.training.arguments import CPU, add_settings, parse, settings
+from spiritrt.training.arguments import CPU, add_settings, launch, parse, settings
 from spiritrt.training.checkpoint import Budget, Schedule, set_lr
 from spiritrt.training.corpora.manifest import cut_utterances, read_corpora
 from spiritrt.training.loop import resume, train
@@ -292,4 +292,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

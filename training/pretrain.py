@@ -47,6 +47,7 @@ from spiritrt.models.checkpoints import find, save_part
 from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.models.weights import load_weights
 from spiritrt.tokens.text import Tokenizer
+from spiritrt.training.arguments import launch
 from spiritrt.training.batches import BatchStream
 from spiritrt.training.checkpoint import check_origin, file_digest
 from spiritrt.training.interleave import SpanPlan
@@ -443,4 +444,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -52,9 +52,12 @@ class FamilyEncoder:
 
 
 def read_text(paths: Sequence[Path]) -> list[str]:
-    """Paragraphs of text files: what stands between blank lines. Raises ValueError where there is no text."""
+    """Paragraphs of text files: what stands between blank lines. Raises ValueError where there is no text,
+    FileNotFoundError for a file that is not there."""
     found = []
     for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"no text file at {path}: give files of UTF-8 text")
         blocks = path.read_text(encoding="utf-8").split("\n\n")
         found += [" ".join(block.split()) for block in blocks if block.strip()]
     if paths and not found:

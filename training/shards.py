@@ -28,6 +28,7 @@ from spiritrt.models.checkpoints import Checkpoint, find
 from spiritrt.models.family import Family
 from spiritrt.tokens.units import CODES_A_SECOND, Units
 from spiritrt.tokens.vocabulary import SpeechToken
+from spiritrt.training.arguments import launch
 from spiritrt.training.corpora.manifest import Utterance, cut_utterances, match_words, read_manifest
 
 FORMAT = 1
@@ -149,12 +150,16 @@ class Shard:
     def __init__(self, folder: Path, tokenizers: dict[str, str] | None = None) -> None:
         """Opens the shard in `folder`; with `tokenizers` (see `tokenizer_versions`) they must be those that made it.
 
-        Raises FileNotFoundError where there is none, ValueError for another format or another version.
+        Raises FileNotFoundError where there is none, ValueError for another format or another version, and where a
+        file is missing, cut short or damaged.
         """
         path = folder / "shard.json"
         if not path.is_file():
             raise FileNotFoundError(f"no shard at {folder}: `python -m spiritrt.training.shards` makes one")
-        self.header = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            self.header = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}): make the shard again") from error
         if self.header.get("format") != FORMAT:
             raise ValueError(f"{folder} has format {self.header.get('format')}, this reads {FORMAT}: make it again")
         made_by = self.header["tokenizers"]
@@ -166,14 +171,14 @@ class Shard:
                 )
         if tokenizers is not None and (other := set(made_by) - set(tokenizers)):
             raise ValueError(f"{folder} holds units of {', '.join(sorted(other))}, which the model does not have")
-        self._frames = {
-            kind: np.load(folder / f"{kind}.npy", mmap_mode="r") for kind in CODES_A_SECOND if kind in self.header
-        }
-        self._ends = {kind: np.load(folder / f"{kind}_offsets.npy", mmap_mode="r") for kind in self._frames}
-        self._starts = np.load(folder / "words.npy", mmap_mode="r") if self.header["words"] else np.zeros(0, np.float32)
-        self._word_ends = np.load(folder / "word_offsets.npy", mmap_mode="r")
-        self._lines = np.memmap(folder / "lines.jsonl", mode="r")
-        self._line_ends = np.load(folder / "line_offsets.npy", mmap_mode="r")
+        self._frames = {kind: _mapped(folder / f"{kind}.npy") for kind in CODES_A_SECOND if kind in self.header}
+        self._ends = {kind: _mapped(folder / f"{kind}_offsets.npy") for kind in self._frames}
+        self._starts = _mapped(folder / "words.npy") if self.header["words"] else np.zeros(0, np.float32)
+        self._word_ends = _mapped(folder / "word_offsets.npy")
+        self._lines = _mapped(folder / "lines.jsonl")
+        self._line_ends = _mapped(folder / "line_offsets.npy")
+        if len(self._lines) < self._line_ends[-1]:
+            raise ValueError(f"{folder / 'lines.jsonl'} is cut short: make the shard again")
 
     def __len__(self) -> int:
         return int(self.header["utterances"])
@@ -199,6 +204,13 @@ class Shard:
         return Units(codes["Hu"], codes.get("Pi"), codes.get("St"))
 
 
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        return np.memmap(path, mode="r") if path.suffix == ".jsonl" else np.load(path, mmap_mode="r")
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is missing, cut short or damaged ({error}): make the shard again") from error
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Encode a corpus into a memory-mapped shard of speech units.")
     parser.add_argument("--corpus", type=Path, required=True, help="folder with manifest.jsonl")
@@ -216,4 +228,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

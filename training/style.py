@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from spiritrt.models.checkpoints import save_part
 from spiritrt.models.style import StyleClassifier, StyleConfig, encode_style
-from spiritrt.training.arguments import CPU, add_settings, parse, settings
+from spiritrt.training.arguments import CPU, add_settings, launch, parse, settings
 from spiritrt.training.augment import Augmentation, augment
 from spiritrt.training.checkpoint import (
     Average,
@@ -227,4 +227,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

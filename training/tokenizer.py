@@ -16,7 +16,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from spiritrt.training.arguments import parse
+from spiritrt.training.arguments import launch, parse
+from spiritrt.training.corpora.manifest import of_units
 from spiritrt.training.corpora.text import exchange, sentence
 
 TEXT_SIZE = 1024
@@ -32,7 +33,15 @@ class NanoTokenizer:
     first_unit = TEXT_SIZE + 2
 
     def __init__(self, folder: Path) -> None:
-        self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+        file = folder / "tokenizer.model"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"no {file.name} in {folder}: run `python -m spiritrt.training.tokenizer --out {folder}`"
+            )
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"{file}: not a SentencePiece model: {error}") from error
         if (size := self._pieces.get_piece_size()) != TEXT_SIZE:
             raise ValueError(f"{folder}/tokenizer.model has {size} pieces, expected {TEXT_SIZE}")
 
@@ -116,8 +125,10 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=0)
     args = parse(parser, "tokenizer", device=False)
+    if args.units is not None:
+        of_units(args.units)  # SentencePiece would wrap the error of a missing file
     train(training_lines(args.units, args.exchanges, args.sentences, args.seed), args.out)
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spiritrt.evaluation.recognition import whisper_folder
-from spiritrt.training.arguments import add_settings, parse, settings
+from spiritrt.training.arguments import add_settings, launch, parse, settings
 from spiritrt.training.clusters import SILENCE, Clusters, Floats, Ints, main_axes, smooth_over_segments
 from spiritrt.training.corpora.manifest import (
     RATE_HZ,
@@ -384,4 +384,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

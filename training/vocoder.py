@@ -24,7 +24,7 @@ from tqdm import tqdm
 from spiritrt.models.checkpoints import find, save_part
 from spiritrt.models.hubert import Hubert, hubert_from_official
 from spiritrt.models.vocoder import ResidualBlock, Vocoder, VocoderConfig, vocoder_from_official
-from spiritrt.training.arguments import CPU, add_settings, parse, settings
+from spiritrt.training.arguments import CPU, add_settings, launch, parse, settings
 from spiritrt.training.checkpoint import (
     Average,
     Budget,
@@ -34,7 +34,7 @@ from spiritrt.training.checkpoint import (
     rounded,
     set_lr,
 )
-from spiritrt.training.corpora.manifest import AudioStore
+from spiritrt.training.corpora.manifest import AudioStore, of_units
 from spiritrt.training.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
 from spiritrt.training.loop import resume, train
 from spiritrt.training.losses import HearingLoss, SpectralLoss
@@ -286,11 +286,11 @@ def main() -> None:
     training = settings(
         VocoderTraining, args, gan_from=args.steps if args.gan_from is None else args.gan_from, speakers=speakers
     )
-    with np.load(args.out / "targets.npz") as arrays:
+    with np.load(of_units(args.out / "targets.npz")) as arrays:
         targets = {k.removesuffix("/units"): arrays[k].astype(np.int64) for k in arrays.files if k.endswith("/units")}
     files = [args.out / "encoder_units.jsonl", args.out / "encoder_units_noisy.jsonl"]
     encoded = [read_units(file) for file in files if file.is_file()]
-    inventory = json.loads((args.out / "inventory.json").read_text(encoding="utf-8"))
+    inventory = json.loads(of_units(args.out / "inventory.json").read_text(encoding="utf-8"))
     store = AudioStore(args.out)
     codes, config, base, name = None, OFFICIAL_CONFIG, None, "vocoder"
     if args.shards:
@@ -321,4 +321,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -22,7 +22,7 @@ from spiritrt.bench.environment import environment
 from spiritrt.duplex.config import ReplyPolicy, SessionConfig, TurnConfig
 from spiritrt.duplex.stages import Stages
 from spiritrt.engine.forward import kernel_choices
-from spiritrt.models.family import Family
+from spiritrt.models.family import Family, usable_device
 
 NUMBERS = re.compile(r"\[[-+.\de,\s]+\]")
 LIMIT_ON_CPU, LIMIT_ON_GPU = 16, 256  # sessions that --find-limit tries at most, unless it is told
@@ -70,7 +70,7 @@ class DuplexOptions:
 
     @property
     def device_type(self) -> str:
-        return torch.device(self.device).type
+        return usable_device(self.device).type
 
 
 @dataclass(slots=True)
@@ -94,7 +94,7 @@ def bench_duplex(options: DuplexOptions, console: Console) -> bool:
     if options.traces is not None:
         options.traces.mkdir(parents=True, exist_ok=True)
     with Console(stderr=True).status("loading") as status:
-        about = environment(torch.device(options.device))  # the code that runs, whatever is committed meanwhile
+        about = environment(usable_device(options.device))  # the code that runs, whatever is committed meanwhile
         stages = stages_of(options, most)
         talk = Talk(
             material_of(options.audio), config_of(options, stages), options.seconds, options.scenario, options.seed,
@@ -109,7 +109,7 @@ def bench_duplex(options: DuplexOptions, console: Console) -> bool:
             what = f"{counted(each['sessions'], 'session')}: {'; '.join(each['broken'])}"
             console.print(what, soft_wrap=True, highlight=False)
     if results.limit is not None:
-        console.print(report.limit_in_words(result["limit"]), soft_wrap=True, highlight=False)
+        console.print(report.limit_in_words(result["limit"], result["clock"]), soft_wrap=True, highlight=False)
     if results.soak is not None:
         console.print(report.soak_in_words(result["soak"]), soft_wrap=True, highlight=False)
     if results.not_measured:

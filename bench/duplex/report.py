@@ -4,14 +4,16 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from rich.box import MINIMAL
 from rich.table import Table
 
 from spiritrt.bench.duplex.figures import counted
 
 COLUMNS = (
-    "sessions", "first audio, p50/p95/p99/max ms", "silence, p50/p99/max", "resume, p50/p99/max", "missed",
-    "lead, min/p50 ms", "jitter, p99", "wasted", "busy", "CPU", "held",
+    "sessions", "first audio, p50/p95/p99/max ms", "silence, p50/p99/max", "resume, p50/p99/max", "count of each",
+    "missed", "lead, min/p50 ms", "jitter, p99", "wasted", "busy", "CPU", "held",
 )  # fmt: skip
+COUNTED = ("end_of_turn_to_audio_ms", "barge_in_to_silence_ms", "resume_ms")  # a p99 of four is their maximum
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
@@ -28,9 +30,9 @@ img { max-width: 100%; background: white; } .bad { color: #a40000; font-weight: 
 
 def table(records: Sequence[dict], title: str) -> Table:
     """A line for each run."""
-    shown = Table(title=title, title_justify="left")
+    shown = Table(title=title, title_justify="left", box=MINIMAL, padding=0)
     for column in COLUMNS:
-        shown.add_column(column, justify="right")
+        shown.add_column(column.replace(" ", "\n"), justify="right", overflow="fold")  # no wider than figures
     for record in records:
         cells = cells_of(record)
         shown.add_row(*cells[:-1], f"[green]{cells[-1]}" if record["held"] else f"[red]{cells[-1]}")
@@ -45,6 +47,7 @@ def cells_of(record: dict) -> list[str]:
         _parts(record["end_of_turn_to_audio_ms"], "p50", "p95", "p99", "max"),
         _parts(record["barge_in_to_silence_ms"], "p50", "p99", "max"),
         _parts(record["resume_ms"], "p50", "p99", "max"),
+        "/".join(str(record[name]["count"]) for name in COUNTED),
         str(record["deadline_misses"]) + (f" ({record['worst_miss_ms']:.0f} ms)" if record["deadline_misses"] else ""),
         _parts(record["lead_ms"], "min", "p50"),
         _parts(record["jitter_ms"], "p99"),
@@ -80,7 +83,7 @@ def page(result: dict, pictures: Mapping[str, bytes]) -> str:
         *_broken(runs),
     ]
     if result["limit"]:
-        parts += ["<h2>How many sessions</h2>", f"<p>{escape(limit_in_words(result['limit']))}</p>"]
+        parts += ["<h2>How many sessions</h2>", f"<p>{escape(limit_in_words(result['limit'], result['clock']))}</p>"]
     if result["soak"]:
         parts += ["<h2>What the calls left behind</h2>", f"<p>{escape(soak_in_words(result['soak']))}</p>"]
     for caption, png in pictures.items():
@@ -94,11 +97,10 @@ def page(result: dict, pictures: Mapping[str, bytes]) -> str:
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
 
-def limit_in_words(limit: dict) -> str:
-    """What was found of how many sessions hold."""
-    held = (
-        f"{limit['sessions_held']} sessions are held in real time, {limit['sessions_within_goals']} within all goals."
-    )
+def limit_in_words(limit: dict, clock: str) -> str:
+    """What was found of how many sessions hold; `clock` is the result's."""
+    how = "in simulated time" if clock.startswith("simulated") else clock
+    held = f"{limit['sessions_held']} sessions are held {how}, {limit['sessions_within_goals']} within all goals."
     if limit["breaks_at"] is None:
         return f"{held} As many as were tried."
     stages = sorted(limit["stages_there"].items(), key=lambda entry: -entry[1])

@@ -85,12 +85,15 @@ def select(here: Setting, selection: Selection) -> list[BenchCase]:
     chosen = sorted((case for case in known if selection.takes(case)), key=lambda case: case.importance)
     if not chosen:
         ops = ", ".join(dict.fromkeys(case.op for case in known))
+        dtypes = ", ".join(dict.fromkeys(case.dtype for case in known))
         asked = " and ".join(
             f"{name} {' or '.join(values)}"
-            for name, values in (("op", selection.ops), ("shape", selection.shapes), ("dtype", selection.dtypes))
+            for name, values in (("op", selection.ops), ("shape", selection.shapes), ("type", selection.dtypes))
             if values
         )
-        raise ValueError(f"no case has {asked}: there are ops {ops}, and shapes such as {known[0].shape!r}")
+        raise ValueError(
+            f"no case has {asked}: there are ops {ops}; types {dtypes}; and shapes such as {known[0].shape!r}"
+        )
     names = {variant.name: variant.supports(case.case) for case in chosen for variant in variants(case.op)}
     for name in selection.variants:
         if name not in names:

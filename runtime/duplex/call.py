@@ -6,7 +6,7 @@ from numbers import Integral
 
 import numpy as np
 
-from spiritrt.audio import RATE_HZ, Samples
+from spiritrt.audio import RATE_HZ, Samples, check_peak
 from spiritrt.duplex.cache_slots import CacheSlots
 from spiritrt.duplex.config import SessionConfig
 from spiritrt.duplex.events import AudioOut, Closed, Error, Event
@@ -59,7 +59,8 @@ class Call:
     def send(self, samples: Samples) -> None:
         """Takes microphone samples [N], float32 at 16 kHz.
 
-        Raises ValueError for another dtype or shape and for NaN or infinite samples, and Full beyond `room`.
+        Raises ValueError for another dtype or shape, NaN or infinite samples and a peak above 16, and Full beyond
+        `room`.
         """
         check_samples(samples)
         if len(samples) > self.room or len(self.inbox) >= MOST_INPUTS:
@@ -105,3 +106,4 @@ def check_samples(samples: Samples) -> None:
     finite = np.isfinite(samples)
     if not finite.all():
         raise ValueError(f"samples hold {samples[~finite][0]}, the first at {int(np.argmin(finite))}")
+    check_peak(samples, "samples")

@@ -77,6 +77,7 @@ def talk(
     from spiritrt.engine.forward import kernel_choices
     from spiritrt.models.family import Family
 
+    audio.check_name(out)
     if endpoint_ms < PAUSE_MS:
         raise ValueError(f"--endpoint-ms must be at least {PAUSE_MS}, got {endpoint_ms}")
     lines = [
@@ -125,11 +126,16 @@ def replay(
     from spiritrt.engine.forward import kernel_choices
     from spiritrt.models.family import Family
 
+    if out is not None:
+        audio.check_name(out)
     read = [traces_file.read(file) for file in traces]
     recorded = read[0].running
     models = sorted({str(each.running["model"]) for each in read})
     if model is None and len(models) > 1:
         raise ValueError(f"the traces are of {' and '.join(models)}: replay those of one model at a time")
+    for file, each in zip(traces, read, strict=True):
+        if prefix is None and int(each.running.get("prefix", 1)) > 1:  # BOS is always there
+            raise ValueError(f"recorded with a few-shot prefix: give --prefix FILE, as for {file}")
     family = Family.load(model or models[0], device)
     as_then = str(recorded["device"]).startswith(family.device.type)
     stages = Stages.load(

@@ -11,6 +11,7 @@ LONGEST_GAP_MS = 100  # of silence inside words
 PAUSE_MS = 190  # of silence after which a turn may be over
 LEAST_AHEAD_MS = 80  # sound that a client must take ahead of its loudspeaker
 REPLY_POLICIES: tuple[ReplyPolicy, ...] = ("continuation", "chain", "text")
+ACTIVITIES = ("silero", "energy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class TurnConfig:
     max_turn_s: float = 30.0  # a longer turn ends here
 
     def __post_init__(self) -> None:
+        check_activity(self.activity)
         for name in ("onset_ms", "duck_ms", "barge_in_ms", "release_ms", "max_turn_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -110,6 +112,9 @@ class SessionConfig:
     context_tokens: int | None = None  # window of the context; None: the model's
 
     def __post_init__(self) -> None:
+        for name, kind in (("turns", TurnConfig), ("echo", EchoConfig)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} must be {kind.__name__}(...), got {getattr(self, name)!r}")
         if self.reply not in REPLY_POLICIES:
             raise ValueError(f"reply must be one of {', '.join(REPLY_POLICIES)}, got {self.reply!r}")
         if self.lead_ms < 100 or not LEAST_AHEAD_MS <= self.send_ahead_ms <= self.lead_ms:
@@ -128,6 +133,12 @@ class SessionConfig:
     def sampling(self) -> Sampling:
         """How tokens are drawn."""
         return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty, self.seed)
+
+
+def check_activity(name: str) -> None:
+    """Raises ValueError where there is no activity detector of that name."""
+    if name not in ACTIVITIES:
+        raise ValueError(f"activity must be {' or '.join(map(repr, ACTIVITIES))}, got {name!r}")
 
 
 def samples_of(ms: float) -> int:

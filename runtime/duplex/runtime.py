@@ -67,6 +67,12 @@ class Runtime:
     ) -> None:
         if sessions < 1:
             raise ValueError(f"sessions must be at least 1, got {sessions}")
+        for name, detector in (("activity", activity), ("endpoint", endpoint)):
+            if detector is not None and not callable(detector):
+                raise ValueError(
+                    f"{name} must be a callable that makes a detector, got {detector!r}; a detector by name or by its "
+                    "times goes into the session's TurnConfig(activity=..., endpoint_ms=...)"
+                )
         self._model, self._sessions, self._device = model, sessions, device
         self._weights, self._cache, self._kernels, self._prefix = weights, cache, kernels, prefix
         self._activity, self._endpoint, self._admit, self._hung_s = activity, endpoint, admit, hung_s
@@ -301,8 +307,8 @@ class RuntimeSession:
     async def send(self, pcm: Samples) -> None:
         """Sends microphone samples [N], float32 at 16 kHz, of any number.
 
-        Waits while the buffer of ten seconds is full. Raises ValueError for another dtype or shape and for NaN or
-        infinite samples, and ConnectionError once the session is closed.
+        Waits while the buffer of ten seconds is full. Raises ValueError for another dtype or shape, NaN or infinite
+        samples and a peak above 16, and ConnectionError once the session is closed.
         """
         check_samples(pcm)
         call = self.call

@@ -171,7 +171,13 @@ def read_prefix(file: Path, family: Family) -> list[int]:
     """
     text = file.read_text(encoding="utf-8")
     if file.suffix != ".jsonl":
-        return family.tokenizer.encode(text.strip(), bos=False)
+        if file.suffix == ".json" or text.lstrip().startswith("{"):
+            raise ValueError(f"{file}: exchanges go into a .jsonl file, one a line")
+        try:
+            family.vocabulary.check_prompt(text)
+            return family.tokenizer.encode(text.strip(), bos=False)
+        except ValueError as error:
+            raise ValueError(f"{file}: not a prompt string: {error}") from error
     ids: list[int] = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 
 from spiritrt.audio import RATE_HZ, Samples
-from spiritrt.duplex.config import LONGEST_GAP_MS, TurnConfig, samples_of
+from spiritrt.duplex.config import LONGEST_GAP_MS, TurnConfig, check_activity, samples_of
 
 HYSTERESIS = 0.15  # speech goes on down to so much below the threshold
 Decision = Literal["", "pause", "end"]
@@ -158,10 +158,9 @@ def power_db(window: Samples) -> float:
 
 def activity_named(name: str) -> Activity:
     """The activity detector "silero" or "energy". Raises ValueError that says how to install what is missing."""
+    check_activity(name)
     if name == "energy":
         return EnergyActivity
-    if name == "silero":
-        from spiritrt.duplex.silero import silero_activity
+    from spiritrt.duplex.silero import silero_activity
 
-        return silero_activity()
-    raise ValueError(f"activity must be 'silero' or 'energy', got {name!r}")
+    return silero_activity()

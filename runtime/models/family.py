@@ -249,6 +249,9 @@ def usable_device(name: str) -> torch.device:
     """The device of that name. Raises ValueError with the reason where this machine or this torch cannot use it."""
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r} cannot be used here: it must be cpu, cuda or cuda:N") from error
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error

@@ -18,6 +18,7 @@ TEXT_MARKER, SPEECH_MARKER = "[Text]", "[Speech]"
 BOS, EOS = 1, 2
 KINDS = ("Hu", "Pi", "St")
 _SPELLING = re.compile(r"\[(Text|Speech|(?:Hu|Pi|St)(?:0|[1-9][0-9]{0,8}))\]")
+_TOKEN_LIKE = re.compile(r"\[(Hu|Pi|St)-?\d+\]")
 
 
 class SpeechToken(NamedTuple):
@@ -87,11 +88,25 @@ class Vocabulary:
 
     def id_of(self, token: SpeechToken) -> int:
         """Id of a speech token. Raises ValueError where this model has no such token."""
-        count = self.count(token.kind)
-        if not 0 <= token.code < count:
-            has = f"{token.kind}0 to {token.kind}{count - 1}" if count else f"no {token.kind} tokens"
-            raise ValueError(f"unknown token {token}: this model has {has}")
+        if not 0 <= token.code < self.count(token.kind):
+            raise ValueError(f"unknown token {token}: this model has {self._codes(token.kind)}")
         return self.first(token.kind) + token.code
+
+    def check_prompt(self, string: str) -> None:
+        """Raises ValueError where a prompt string holds what looks like a speech token and is none of this model.
+
+        That is `[Hu`, `[Pi` or `[St`, a number and `]`: a mistake far more often than text.
+        """
+        for match in _TOKEN_LIKE.finditer(string):
+            if self.lookup(match[0]) is None:
+                raise ValueError(
+                    f"unknown token {match[0]}: this model has {self._codes(match[1])}; what is meant as text goes "
+                    "into a Text item"
+                )
+
+    def _codes(self, kind: str) -> str:
+        count = self.count(kind)
+        return f"{kind}0 to {kind}{count - 1}" if count else f"no {kind} tokens"
 
     def speech_token(self, token_id: int) -> SpeechToken | None:
         """The speech token of an id, or None where the id is text, a marker or padding."""

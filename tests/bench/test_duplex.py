@@ -46,7 +46,12 @@ def test_simulated_conversations_are_reported_in_all_forms(tmp_path: Path) -> No
     page = html.read_text()
     assert page.count("data:image/png;base64,") == 2 and not re.search(r"(src|href)=.(https?:)?//", page)
     assert plot.read_bytes().startswith(PNG) and len(page) < 1_000_000
-    assert "first audio" in result.output and (tmp_path / "traces" / "session-1.trace").stat().st_size > 1000
+    counts = [
+        "/".join(str(run[name]["count"]) for name in ("end_of_turn_to_audio_ms", "barge_in_to_silence_ms", "resume_ms"))
+        for run in written["runs"]
+    ]
+    assert "audio" in result.output and all(count in result.output for count in counts)
+    assert (tmp_path / "traces" / "session-1.trace").stat().st_size > 1000
 
 
 def test_a_conversation_in_real_time_with_another_kernel(tmp_path: Path) -> None:
@@ -98,6 +103,7 @@ def test_what_cannot_be_is_said() -> None:
         (["--reply", "text"], "reply must be continuation or chain, which sound, got 'text'"),
         (["--shape", "giant"], "shape must be one of 7b, nano, tiny, got 'giant'"),
         (["--seconds", "0"], "seconds must be positive, got 0"),
+        (["--device", "gpu"], "device 'gpu' cannot be used here: it must be cpu, cuda or cuda:N"),
     ):
         with pytest.raises(ValueError, match=message):
             bench(*arguments)

@@ -1,10 +1,14 @@
 """Figures of the duplex bench: percentiles, what is held, what broke first."""
 
+from io import StringIO
+
 import pytest
+from rich.console import Console
 
 from spiritrt.bench.duplex.drive import Run
 from spiritrt.bench.duplex.figures import broken, goals_of, held, lead, quantiles, record, summary
 from spiritrt.bench.duplex.limit import find_limit
+from spiritrt.bench.duplex.report import COLUMNS, cells_of, limit_in_words, table
 from spiritrt.bench.duplex.use import parse
 
 GOALS = goals_of("cpu")
@@ -82,6 +86,17 @@ def test_the_limit_is_found_whatever_it_is(holds: int, most: int) -> None:
         assert limit.record()["stages_there"] == {"encode": 0.2, "decode": 0.3}
     else:
         assert limit.breaks_at is None and limit.first == []
+
+
+def test_counts_stand_beside_percentiles_and_a_limit_says_its_clock() -> None:
+    made = record(run(2), GOALS)
+    assert dict(zip(COLUMNS, cells_of(made), strict=True))["count of each"] == "10/2/0"
+    shown = StringIO()
+    Console(width=110, file=shown).print(table([made], "nano"))
+    assert "10/2/0" in shown.getvalue() and "50/50/50/50" in shown.getvalue(), "it fits"
+    limit = find_limit(run, 2, GOALS, lambda line: None).record()
+    assert limit_in_words(limit, "in real time").startswith("2 sessions are held in real time, 2 within all goals.")
+    assert limit_in_words(limit, "simulated: computing is charged").startswith("2 sessions are held in simulated time,")
 
 
 def test_what_nvidia_smi_says_is_averaged_and_broken_lines_do_not_count() -> None:

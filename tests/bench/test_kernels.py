@@ -138,6 +138,8 @@ def test_share_of_nonsense(text: str) -> None:
 def test_a_selection_of_nothing_names_what_there_is() -> None:
     with pytest.raises(ValueError, match=r"there are ops .*rotary_attention"):
         invoke("--op", "softmax")
+    with pytest.raises(ValueError, match=r"no case has type int3: .*; types .*\bfp32\b.*; and shapes such as"):
+        invoke("--type", "int3")
 
 
 def test_profile_writes_a_trace_and_names_the_counters_command(tmp_path: Path) -> None:

@@ -57,17 +57,20 @@ def test_vocoder_bench_takes_expressive_vocoders(tmp_path: Path, official: Path)
     assert written["summary"]["max_abs_error"] <= 1e-5
 
 
-def test_encoder_bench_reports_agreement_and_draws_it(tmp_path: Path) -> None:
+def test_encoder_bench_reports_agreement_and_draws_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = report(tmp_path, "encoder", "--no-grid")
     summary = written["summary"]
     assert summary["unlimited_window_is_offline"] is True
     assert 0 < summary["agreement"] <= 1 and 0 <= summary["edit_rate"] < 1
     assert summary["look_ahead_ms"] == written["default"]["look_ahead_ms"]
     assert written["default_by_folder"][""]["agreement"] == summary["agreement"]
-    pytest.importorskip("matplotlib", reason="drawing needs matplotlib")
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="drawing needs matplotlib")
     picture = tmp_path / "encoder.png"
+    drawn: list = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
     encoder.plot(written, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert drawn[0].axes[0].get_legend_handles_labels()[1] == [f"{encoder.LEFT_MS / 1000:g} s"], "one setting, one line"
 
 
 def test_prosody_bench_reports_agreement_that_grows_with_the_window(tmp_path: Path, official: Path) -> None:

@@ -110,7 +110,10 @@ def test_a_conversation_with_a_prefix_and_other_weights_replays_as_it_was_record
     assert done.exit_code == 0, done.output
     (session,) = json.loads(done.stdout)["sessions"]
     assert session["same"] and session["packets"] and not session["recorded_on"]
-    done = CliRunner().invoke(app, ["replay", str(one), "--weights", "fp32"])
+    done = CliRunner().invoke(app, ["replay", str(one)])
+    assert str(done.exception) == f"recorded with a few-shot prefix: give --prefix FILE, as for {one}"
+    prefix.write_text(json.dumps({"text": "what A: that"}) + "\n")
+    done = CliRunner().invoke(app, ["replay", str(one), "--weights", "fp32", "--prefix", str(prefix)])
     said = f"{done.output} {done.exception}"  # the traces may part so far that it cannot go on
     assert "recorded with weights_choice int8, and now fp32" in said and "with prefix " in said
     recorder(other).close(0.0, "client", ())

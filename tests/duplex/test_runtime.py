@@ -72,6 +72,8 @@ def test_bad_input_harms_nobody_and_full_houses_refuse(nano: spiritrt.SpiritLM) 
         async with running(nano, sessions=1) as runtime, runtime.session(config=CONFIG) as session:
             with pytest.raises(ValueError, match="samples hold nan"):
                 await session.send(np.full(10, np.nan, np.float32))
+            with pytest.raises(ValueError, match="samples: the peak is 32767 and full scale is 1; divide by 32768"):
+                await session.send(np.full(10, 32767, np.float32))
             with pytest.raises(ValueError, match=r"played\(99\): the client has got 0 samples"):
                 session.played(99)
             with pytest.raises(Busy, match="all 1 sessions are taken"):
@@ -104,6 +106,10 @@ def test_a_runtime_that_cannot_start_says_why() -> None:
         asyncio.run(start())
     with pytest.raises(ValueError, match="sessions must be at least 1, got 0"):
         Runtime(sessions=0)
+    with pytest.raises(ValueError, match=r"activity must be a callable .* got 'energy'; .*TurnConfig\(activity="):
+        Runtime(activity="energy")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="endpoint must be a callable that makes a detector, got 600"):
+        Runtime(endpoint=600)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the runtime is not running"):
         Runtime().session()
 

@@ -354,3 +354,22 @@ def test_a_few_shot_prefix_opens_every_context(nano: spiritrt.SpiritLM, tmp_path
     file.write_text('{"song": "la"}\n')
     with pytest.raises(ValueError, match=r"prefix.jsonl:1: not an exchange"):
         read_prefix(file, nano.family)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("prefix.json", '{"text": "hello', "exchanges go into a .jsonl file, one a line"),
+        ("prefix.json", '[{"text": "hello"}]', "exchanges go into a .jsonl file, one a line"),
+        ("prefix.txt", ' {"text": "hello"}', "exchanges go into a .jsonl file, one a line"),
+        ("prefix.txt", "[Speech][Hu600]", r"not a prompt string: unknown token \[Hu600\]"),
+    ],
+)
+def test_a_prefix_that_is_none_is_refused(
+    nano: spiritrt.SpiritLM, tmp_path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{name}: {message}"):
+        read_prefix(tmp_path / name, nano.family)
+    (tmp_path / "prefix.txt").write_text("[Speech][Hu60][Text]hello\n")
+    assert len(read_prefix(tmp_path / "prefix.txt", nano.family)) >= 4

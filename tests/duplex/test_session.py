@@ -323,6 +323,8 @@ def test_the_echo_gate_lets_only_louder_sound_through() -> None:
         ({"send_ahead_ms": 1000}, "send_ahead_ms from 80 to lead_ms, got 640 and 1000"),
         ({"max_reply_s": 0}, "max_reply_s must be positive, got 0"),
         ({"temperature": -1.0}, "temperature must be 0"),
+        ({"turns": 1}, r"turns must be TurnConfig\(...\), got 1"),
+        ({"echo": None}, r"echo must be EchoConfig\(...\), got None"),
     ],
 )
 def test_session_settings_are_checked(config: dict, message: str) -> None:

@@ -68,6 +68,8 @@ def test_a_missing_package_is_named_with_the_way_to_install_it(monkeypatch: pyte
         activity_named("silero")
     with pytest.raises(ValueError, match="activity must be 'silero' or 'energy', got 'ears'"):
         activity_named("ears")
+    with pytest.raises(ValueError, match="activity must be 'silero' or 'energy', got 'ears'"):
+        TurnConfig(activity="ears")
 
 
 def test_steady_background_noise_is_not_speech_by_energy() -> None:

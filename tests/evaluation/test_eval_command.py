@@ -26,11 +26,12 @@ def test_table_and_json(run, tmp_path: Path):
     result = run("storycloze", "--data", str(tmp_path), "--json", str(tmp_path / "deep" / "out.json"))
     assert result.exit_code == 0, result.output
     assert "storycloze" in result.stdout and "accuracy" in result.stdout
+    assert "main figure: T mean" in result.stdout and "chance" in result.stdout
     report = json.loads((tmp_path / "deep" / "out.json").read_text())
     assert set(report["summary"]) == {"accuracy", "count", "spread", "parts"}
     assert report["evaluation"] == "storycloze" and report["summary"]["count"] == 1
     assert "the shipped small set" not in result.stdout
-    assert "the shipped small set" in run("storycloze", "--limit", "1").stdout
+    assert "the shipped small set" in " ".join(run("storycloze", "--limit", "1").stdout.split())
 
 
 @pytest.mark.parametrize("name", ["wuggy", "blimp", "storycloze", "salmon", "mmlu"])
@@ -41,16 +42,21 @@ def test_the_seed_draws_what_a_limit_leaves(run, name: str, tmp_path: Path):
         assert result.exit_code == 0, result.output
         report = json.loads((tmp_path / "out.json").read_text())
         assert report["settings"]["seed"] == int(seed)
+        assert report["settings"]["chance"] == (0.25 if name == "mmlu" else 0.5)
         drawn.append([line.get("id") or line["question"] for line in report["lines"]])
     assert drawn[0] == drawn[1]
     # pairs of salmon are made by the seed and numbered
     assert drawn[0] != drawn[2] or name == "salmon"
 
 
-def test_unknown_names_and_missing_data(run, tmp_path: Path):
+def test_unknown_names_and_missing_data(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert run("nonsense").exit_code == 2
-    result = run("asr", "--data", str(tmp_path / "absent"))
-    assert isinstance(result.exception, FileNotFoundError) and "give --data" in str(result.exception)
+    error = run("asr", "--data", str(tmp_path / "absent")).exception
+    assert isinstance(error, FileNotFoundError)
+    assert str(error) == f"no data at {tmp_path / 'absent'}: --data takes a folder or file that is there"
+    monkeypatch.setattr(commands, "SETS", tmp_path)
+    error = run("asr").exception
+    assert isinstance(error, FileNotFoundError) and str(error).endswith("give --data")
 
 
 def test_a_missing_judge_is_said_before_a_model_is_loaded(monkeypatch):

@@ -1,6 +1,7 @@
 """Figures with their spread, and what of them stands in the table and the JSON."""
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from rich.console import Console
 
 from spiritrt.evaluation.report import Metric, Report, mean_metric, progress, rate_metric
+
+HALF = Metric("accuracy", 0.5, 4, 0.1)
 
 
 def test_a_mean_has_the_standard_error_of_the_mean():
@@ -45,6 +48,29 @@ def test_the_summary_has_the_metric_by_its_name(tmp_path: Path):
     out = StringIO()
     report.show(Console(file=out, width=100))
     assert "25.0%" in out.getvalue() and "characters" in out.getvalue() and "note: a note" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("main", "parts", "labels"),
+    [
+        (HALF, {"T mean": replace(HALF), "S mean": HALF}, ["main figure: S mean", "T mean"]),
+        (HALF, {"words": replace(HALF), "speech": Metric("wer", 0.5, 4, 0.1)}, ["main figure: words", "speech"]),
+        (HALF, {"one": Metric("accuracy", 1.0, 2, 0.0)}, ["main figure", "one"]),
+        (HALF, {}, ["main figure"]),
+    ],
+)
+def test_the_main_figure_has_a_name_and_stands_once(main: Metric, parts: dict[str, Metric], labels: list[str]):
+    out = StringIO()
+    Report("x", "nano", main, parts).show(Console(file=out, width=100))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.getvalue().splitlines() if "│" in line]
+    assert [row[0] for row in rows] == labels and "chance" not in out.getvalue()
+
+
+def test_the_chance_stands_beside_accuracies():
+    out = StringIO()
+    parts = {"other": Metric("wer", 0.5, 4, 0.1)}
+    Report("x", "nano", HALF, parts, {"chance": 0.25}).show(Console(file=out, width=100))
+    assert "chance" in out.getvalue() and out.getvalue().count("25.0%") == 1
 
 
 def test_progress_gives_the_items_and_nothing_on_standard_output(capsys):

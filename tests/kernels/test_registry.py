@@ -152,7 +152,9 @@ for op in ops():
 class TestCommand:
     def test_lists_variants_and_why_not(self, op):
         shown = CliRunner().invoke(app, ["kernels", "list", "--op", op], catch_exceptions=False).stdout
-        lines = [line.split() for line in shown.splitlines()[1:]]
+        *rows, star = shown.splitlines()[1:]
+        lines = [line.split() for line in rows]
+        assert star == "* runs there where no variant is asked for"
         assert [line[1] for line in lines] == ["missing", "triton", "quick", "slow"]
         assert "its package is not installed" in shown and lines[2][2:4] == ["yes", "*"]
 

@@ -1,6 +1,8 @@
 """Forced alignment: the best path against all paths, and nano's encoder on a recording; curation of a folder."""
 
 import itertools
+import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -20,7 +22,7 @@ from spiritrt.training.corpora.alignment import (
     path_of_torchaudio,
     states_of,
 )
-from spiritrt.training.corpora.curation import Filters, curate, read_source, reason_to_drop
+from spiritrt.training.corpora.curation import Filters, count_unpaired, curate, main, read_source, reason_to_drop
 from spiritrt.training.corpora.manifest import Word, manifest_line, read_manifest
 from spiritrt.training.corpora.pronounce import find_lexicons
 
@@ -164,18 +166,22 @@ def words(*spans: tuple[float, float]) -> tuple[Word, ...]:
 
 
 @pytest.mark.parametrize(
-    ("alignment", "duration_s", "reason"),
+    ("alignment", "duration_s", "reason", "why"),
     [
-        (Alignment(words((0, 0.3), (0.3, 0.6)), -0.5), 1.0, None),
-        (Alignment(words((0, 0.3)), -0.5), 0.2, "length"),
-        (Alignment(words((0, 0.3)), -0.5), 40.0, "length"),
-        (Alignment(words((0, 0.3)), -2.5), 1.0, "score"),
-        (Alignment(words((0, 0.3), (0.3, 0.3)), -0.5), 1.0, "lost word"),
-        (Alignment(words((0, 2.3), (2.3, 2.6)), -0.5), 3.0, "word length"),
+        (Alignment(words((0, 0.3)), -0.5), 0.2, "length", "0.2 s, not 0.4 to 30 s"),
+        (Alignment(words((0, 0.3)), -0.5), 40.0, "length", "40.0 s"),
+        (Alignment(words((0, 0.3)), -2.5), 1.0, "score", "-2.50, not -1.5 or more"),
+        (Alignment(words((0, 0.3), (0.3, 0.3)), -0.5), 1.0, "lost word", "no sound for 'word'"),
+        (Alignment(words((0, 2.3), (2.3, 2.6)), -0.5), 3.0, "word length", "'word' 2.30 s, not 0.04 to 1.6 s"),
     ],
 )
-def test_reasons_to_drop(alignment: Alignment, duration_s: float, reason: str | None):
-    assert reason_to_drop(alignment, duration_s, Filters()) == reason
+def test_reasons_to_drop(alignment: Alignment, duration_s: float, reason: str, why: str):
+    dropped = reason_to_drop(alignment, duration_s, Filters())
+    assert dropped is not None and dropped[0] == reason and why in dropped[1]
+
+
+def test_what_fits_is_kept():
+    assert reason_to_drop(Alignment(words((0, 0.3), (0.3, 0.6)), -0.5), 1.0, Filters()) is None
 
 
 class Refusing:
@@ -224,5 +230,42 @@ def test_a_folder_becomes_a_corpus(tmp_path: Path, aligner: Aligner):
     (tmp_path / "manifest.jsonl").write_text("".join(map(manifest_line, kept)))
     (read,) = read_manifest(tmp_path)
     assert read.file == "ann/good.wav" and read.text == text and len(read.words) == len(text.split())
-    with pytest.raises(FileNotFoundError, match=r"NAME\.txt"):
+    assert all((line["dropped"] is None) == (line["why"] is None) for line in lines)
+
+
+def test_a_source_without_recordings_is_refused(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="nothing does not exist"):
         read_source(tmp_path / "nothing")
+    (tmp_path / "a.wav").touch()
+    with pytest.raises(FileNotFoundError, match=r"NAME\.txt"):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["pairs", "librispeech"])
+def test_what_has_no_partner_is_counted(tmp_path: Path, layout: str):
+    (tmp_path / "ann").mkdir()
+    for name in ("a.wav", "b.flac", "c.wav", "notes.md"):
+        (tmp_path / "ann" / name).touch()
+    if layout == "pairs":
+        for name in ("a", "lone", "other"):
+            (tmp_path / "ann" / f"{name}.txt").write_text("one")
+    else:
+        (tmp_path / "ann" / "ann.trans.txt").write_text("a ONE\n")
+    assert count_unpaired(tmp_path) == {"without text": 2, "without recording": 2 if layout == "pairs" else 0}
+
+
+@needs_lexicon
+def test_the_command_reports_what_was_left_out(
+    tmp_path: Path, aligner: Aligner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "ann").mkdir()
+    for name in ("good", "silent"):
+        shutil.copy(QUESTION, tmp_path / "ann" / f"{name}.flac")
+    (tmp_path / "ann" / "good.txt").write_text(ASKED)
+    monkeypatch.setattr(Aligner, "load", lambda *given: aligner)
+    monkeypatch.setattr(sys, "argv", ["curation", "--source", str(tmp_path), "--out", str(tmp_path / "corpus")])
+    main()
+    report = json.loads((tmp_path / "corpus" / "curation.json").read_text())
+    assert report["unpaired"] == {"without text": 1, "without recording": 0}
+    said = json.loads(capsys.readouterr().out)
+    assert said["kept"] == 1 and said["unpaired"] == report["unpaired"]

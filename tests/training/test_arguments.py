@@ -67,6 +67,34 @@ def test_a_missing_file_and_a_missing_gpu_are_usage_errors(tmp_path, capsys, mon
     assert "--device cuda" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("steps must be above 0, got -1"), "error: steps must be above 0, got -1"),
+        (FileNotFoundError("no shard at x"), "error: no shard at x"),
+        (FileNotFoundError(2, "No such file or directory", "x.txt"), "error: x.txt: No such file or directory"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(error: Exception, said: str):
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        arguments.launch(main)
+    assert ended.value.code == said  # on standard error, with status 1
+
+
+def test_other_errors_keep_their_traceback():
+    def main() -> None:
+        raise RuntimeError("a shape")
+
+    with pytest.raises(RuntimeError, match="a shape"):
+        arguments.launch(main)
+    modules = [file for file in NANO.parents[1].rglob("*.py") if "__main__" in file.read_text("utf-8")]
+    assert len(modules) > 20
+    assert all(file.read_text("utf-8").endswith("    launch(main)\n") for file in modules)
+
+
 @pytest.mark.parametrize("name", TRAINERS)
 def test_the_shipped_file_is_understood_by_every_trainer(name, monkeypatch):
     trainer = importlib.import_module(f"spiritrt.training.{name}")

@@ -1,5 +1,6 @@
 """Encoder training: crops stay aligned with their targets, a step learns, a resumed run repeats, an export loads."""
 
+import json
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ from spiritrt.models.checkpoints import find
 from spiritrt.models.hubert import Hubert, HubertConfig, encode_units, hubert_from_official, quantizer_from_official
 from spiritrt.training.augment import Augmentation, augment, change_speed
 from spiritrt.training.checkpoint import Budget, Schedule, count_parameters, load_checkpoint, save_checkpoint
-from spiritrt.training.corpora.manifest import AudioStore, Clip
+from spiritrt.training.corpora.manifest import AudioStore, Clip, of_units
 from spiritrt.training.encoder import HUBERT_CONFIG, N_UNITS, EncoderTrainer, export, frame_spectra
 from spiritrt.training.encoder_data import (
     EncoderData,
@@ -189,6 +190,16 @@ def test_sigterm_ends_a_training_with_a_checkpoint(tmp_path):
     assert state is not None and state["step"] == trainer.step_index < 60
 
 
+def test_the_last_steps_are_logged_and_a_spent_budget_is_said(tmp_path, capsys):
+    data = toy(tmp_path)
+    trainer = EncoderTrainer(data, data.training)
+    for steps in (5, 5):
+        train(trainer, steps, tmp_path / "e.ckpt", tmp_path / "e.log", Budget(5), every=3)
+    lines = [json.loads(line) for line in (tmp_path / "e.log").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 5] and all(line["loss"] > 0 for line in lines)
+    assert capsys.readouterr().err.count("e.ckpt: the budget of 5 steps was spent before: give more --steps") == 1
+
+
 def test_schedule_warms_up_and_decays():
     schedule = Schedule(1e-3, 1000, warmup=100, floor=0.1)
     assert schedule(0) == pytest.approx(1e-5) and schedule(99) == pytest.approx(1e-3)
@@ -200,6 +211,8 @@ def test_schedule_warms_up_and_decays():
 def test_missing_or_foreign_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"training\.units"):
         read_targets(tmp_path / "targets.npz")
+    with pytest.raises(FileNotFoundError, match=r"no inventory\.json in .*training\.units"):
+        of_units(tmp_path / "inventory.json")
     assert load_checkpoint(tmp_path / "none.ckpt") is None
     torch.save({"a": 1}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="not a training checkpoint"):

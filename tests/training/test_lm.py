@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -337,6 +338,49 @@ def test_the_command_makes_the_default_mix(corpus, tmp_path, monkeypatch: pytest
     monkeypatch.setattr("sys.argv", ["lm", *map(str, arguments[2:])])
     main()
     assert made == [MIXES["nano"], MIXES["nano"]]
+
+
+def test_the_command_says_what_it_wrote_and_that_the_budget_was_spent(
+    corpus, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shape = "--width 32 --layers 1 --heads 2 --inner 48 --batch-tokens 512 --steps 2".split()  # noqa: SIM905
+    shutil.copytree(corpus, tmp_path / "family")
+    places = ["--units", corpus / "units.jsonl", "--work", tmp_path / "work", "--out", tmp_path / "family"]
+    monkeypatch.setattr("sys.argv", ["lm", *map(str, places), *shape])
+    main()
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"{tmp_path / 'family'}: language model after 2 steps") and "2 steps in this run" in said
+    assert said.endswith(f"its state and log are in {tmp_path / 'work'}")
+    (line,) = (tmp_path / "work" / "lm.log").read_text().splitlines()
+    assert json.loads(line)["step"] == 2
+    main()
+    assert "the budget of 2 steps was spent before: give more --steps" in capsys.readouterr().out
+    assert len((tmp_path / "work" / "lm.log").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("tokenizer.model", r"no tokenizer\.model in .*: run `python -m spiritrt\.training\.tokenizer --out"),
+        ("units.jsonl", r"no units\.jsonl in .*training\.units"),
+        ("inventory.json", r"no inventory\.json in .*training\.units"),
+    ],
+)
+def test_a_missing_file_is_named_with_what_makes_it(corpus, tmp_path, missing: str, message: str):
+    shutil.copytree(corpus, tmp_path / "family")
+    (tmp_path / "family" / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=message):
+        load_documents(tmp_path / "family" / "units.jsonl", tokenizer.NanoTokenizer(tmp_path / "family"), Mix(), seed=3)
+
+
+def test_a_tokenizer_without_its_units_or_damaged_is_named(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["tokenizer", "--units", str(tmp_path / "u.jsonl"), "--out", str(tmp_path / "new")])
+    with pytest.raises(FileNotFoundError, match=r"no u\.jsonl in .*training\.units"):
+        tokenizer.main()
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "tokenizer.model").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"tokenizer\.model: not a SentencePiece model"):
+        tokenizer.NanoTokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8), (1, 6, 17), (3, 17, 6), (1, 1, 5)])

@@ -144,3 +144,5 @@ def test_text_is_read_by_paragraphs(tmp_path: Path):
     (tmp_path / "b.txt").write_text("\n \n")
     with pytest.raises(ValueError, match="no text"):
         read_text([tmp_path / "b.txt"])
+    with pytest.raises(FileNotFoundError, match=r"no text file at .*c\.txt"):
+        read_text([tmp_path / "a.txt", tmp_path / "c.txt"])

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from small_shards import make_shard
 
 from spiritrt.models.checkpoints import convert, find, save_part
 from spiritrt.tokens.units import CODES_A_SECOND, merge
@@ -78,6 +79,21 @@ def test_another_tokenizer_is_refused(corpus: Path, base_lm, expressive_lm):
         Shard(corpus / "shard")
     with pytest.raises(FileNotFoundError, match="no shard"):
         Shard(corpus)
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("Hu.npy", 200), ("Hu.npy", 0), ("Hu.npy", None), ("word_offsets.npy", 3), ("lines.jsonl", 30), ("shard.json", 9)],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, left: int | None):
+    make_shard(tmp_path / "shard", find("nano").folder)
+    file = tmp_path / "shard" / name
+    content = file.read_bytes()
+    file.unlink()
+    if left is not None:
+        file.write_bytes(content[:left])
+    with pytest.raises(ValueError, match=rf"shard/{name} is .*: make the shard again"):
+        Shard(tmp_path / "shard")
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
     python -m spiritrt.training.corpora.curation --source LibriSpeech/dev-clean --out build/curated --plot curated.png
 
-The source is LibriSpeech's layout, or any folder with a `NAME.txt` beside each recording (the speaker is then the name
-of its folder). Kept are utterances whose words fit the sound; what is dropped, and why, is in the report. Recordings
-longer than 30 s or shorter than 0.4 s (reason `length`), and texts whose written words are not the ones that would be
-aligned, such as those with digits (`text`), are dropped before they are aligned: cut the long ones, spell out digits.
+The source is LibriSpeech's layout, or any folder with a `NAME.txt` beside each recording: a folder a speaker, named by
+it. Recordings without a text and texts without a recording are counted and left out. Kept are utterances whose words
+fit the sound; what is dropped, and why, is in the report. Recordings longer than 30 s or shorter than 0.4 s (reason
+`length`), and texts whose written words are not the ones that would be aligned, such as those with digits (`text`), are
+dropped before they are aligned: cut the long ones, spell out digits.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from spiritrt import audio
 from spiritrt.evaluation.speech_sets import SOUNDS, Spoken, read_librispeech
+from spiritrt.training.arguments import launch
 from spiritrt.training.corpora.alignment import ALIGNERS, Aligner, Alignment
 from spiritrt.training.corpora.manifest import RATE_HZ, Utterance, manifest_line, match_words
 from spiritrt.training.corpora.pronounce import words_of
@@ -50,7 +52,9 @@ class Filters:
 
 
 def read_source(folder: Path) -> list[Spoken]:
-    """Recordings with their words. Raises FileNotFoundError where there are none."""
+    """Recordings with their words, by the speaker whom their folder names. Raises FileNotFoundError without any."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--source {folder} does not exist, or is no folder")
     if any(folder.rglob("*.trans.txt")):
         return read_librispeech(folder)
     found = []
@@ -62,6 +66,16 @@ def read_source(folder: Path) -> list[Spoken]:
     if not found:
         raise FileNotFoundError(f"{folder} has neither *.trans.txt nor NAME.txt beside NAME.wav")
     return found
+
+
+def count_unpaired(folder: Path) -> dict[str, int]:
+    """How many recordings below a folder have no text, and how many texts no recording."""
+    if any(folder.rglob("*.trans.txt")):
+        paired, texts = {item.audio.with_suffix("") for item in read_librispeech(folder)}, set()
+    else:
+        paired = texts = {text.with_suffix("") for text in folder.rglob("*.txt")}
+    sounds = {sound.with_suffix("") for sound in folder.rglob("*") if sound.suffix in SOUNDS}
+    return {"without text": len(sounds - paired), "without recording": len(texts - sounds)}
 
 
 def reason_to_skip(item: Spoken, filters: Filters) -> tuple[str, str] | None:
@@ -77,17 +91,20 @@ def reason_to_skip(item: Spoken, filters: Filters) -> tuple[str, str] | None:
     return None
 
 
-def reason_to_drop(alignment: Alignment, duration_s: float, filters: Filters) -> str | None:
-    """Why an alignment is not good enough, or None."""
-    if duration_s < filters.shortest_s or duration_s > filters.limits.longest_s:
-        return "length"
-    if alignment.score < filters.least_score:
-        return "score"
-    if any(word.end_s <= word.start_s and len(word.word) > 1 for word in alignment.words):
-        return "lost word"
+def reason_to_drop(alignment: Alignment, duration_s: float, filters: Filters) -> tuple[str, str] | None:
+    """Why an alignment is not good enough, with what is wrong with it, or None."""
     limits = filters.limits
-    odd = sum(not limits.shortest_word_s <= w.end_s - w.start_s <= limits.longest_word_s for w in alignment.words)
-    return "word length" if odd > filters.odd_words * len(alignment.words) else None
+    if not filters.shortest_s <= duration_s <= limits.longest_s:
+        return "length", f"{duration_s:.1f} s, not {filters.shortest_s:g} to {limits.longest_s:g} s"
+    if alignment.score < filters.least_score:
+        return "score", f"{alignment.score:.2f}, not {filters.least_score:g} or more: other words may have been said"
+    if lost := [w.word for w in alignment.words if w.end_s <= w.start_s and len(w.word) > 1]:
+        return "lost word", f"no sound for {', '.join(map(repr, lost))}"
+    odd = [w for w in alignment.words if not limits.shortest_word_s <= w.end_s - w.start_s <= limits.longest_word_s]
+    if len(odd) > filters.odd_words * len(alignment.words):
+        said = ", ".join(f"{w.word!r} {w.end_s - w.start_s:.2f} s" for w in odd)
+        return "word length", f"{said}, not {limits.shortest_word_s:g} to {limits.longest_word_s:g} s"
+    return None
 
 
 def curate(
@@ -119,8 +136,9 @@ def curate(
             alignment.words, alignment.phones,
         )  # fmt: skip
         if reason is None and (problems := list(check_sound(u, samples, filters.limits))):
-            reason = problems[0].kind
-        lines.append({"id": item.id, "score": round(score, 3), "dropped": reason, "why": None})
+            reason = problems[0].kind, problems[0].message
+        dropped, why = reason or (None, None)
+        lines.append({"id": item.id, "score": round(score, 3), "dropped": dropped, "why": why})
         if reason is None:
             kept.append(u)
     return kept, lines
@@ -129,7 +147,12 @@ def curate(
 def main() -> None:
     defaults = Filters()
     parser = argparse.ArgumentParser(description="Align sound with text, keep what fits, and write a corpus.")
-    parser.add_argument("--source", type=Path, required=True, help="LibriSpeech's layout, or NAME.txt beside NAME.wav")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        required=True,
+        help="LibriSpeech's layout, or a folder a speaker of NAME.wav with NAME.txt",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the new corpus (manifest.jsonl)")
     parser.add_argument("--model", default="nano", help="family whose encoder aligns")
     parser.add_argument("--inventory", type=Path, help="inventory.json of its units (by default the family's)")
@@ -138,10 +161,11 @@ def main() -> None:
     parser.add_argument("--test-share", type=float, default=0.05, help="share of lines held out (split test)")
     parser.add_argument("--plot", type=Path, help="PNG of histograms (needs matplotlib)")
     args = parser.parse_args()
+    source, unpaired = read_source(args.source), count_unpaired(args.source)
     aligner = Aligner.load(args.model, args.inventory, args.aligner)
     filters = replace(defaults, least_score=args.least_score)
     args.out.mkdir(parents=True, exist_ok=True)
-    kept, lines = curate(read_source(args.source), aligner, filters, args.out)
+    kept, lines = curate(source, aligner, filters, args.out)
     if not kept:
         raise SystemExit(f"nothing of {len(lines)} recordings was kept: {Counter(str(x['dropped']) for x in lines)}")
     held_out = np.random.default_rng(0).random(len(kept)) < args.test_share
@@ -150,14 +174,15 @@ def main() -> None:
     report = {
         "kept": len(kept), "aligner": aligner.name,
         "dropped": dict(Counter(str(line["dropped"]) for line in lines if line["dropped"])),
-        "filters": asdict(filters), "statistics": statistics(kept), "lines": lines,
+        "unpaired": unpaired, "filters": asdict(filters), "statistics": statistics(kept), "lines": lines,
     }  # fmt: skip
     (args.out / "curation.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
     if args.plot is not None:
         plot(kept, args.plot)
     hours = round(sum(u.duration_s for u in kept) / 3600, 3)
-    print(json.dumps({"corpus": str(args.out), "kept": len(kept), "hours": hours, "dropped": report["dropped"]}))
+    said = {"corpus": str(args.out), "kept": len(kept), "hours": hours, "dropped": report["dropped"]}
+    print(json.dumps(said | {"unpaired": unpaired}))
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

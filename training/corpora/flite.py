@@ -25,6 +25,7 @@ import soxr
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from spiritrt.training.arguments import launch
 from spiritrt.training.corpora.manifest import RATE_HZ, Utterance, Word, manifest_line, read_manifest
 from spiritrt.training.corpora.pronounce import words_of
 from spiritrt.training.corpora.text import exchange, sentence
@@ -260,4 +261,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -40,6 +40,7 @@ import soxr
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from spiritrt.training.arguments import launch
 from spiritrt.training.corpora.manifest import RATE_HZ, read_manifest
 from spiritrt.training.corpora.orders import STYLES, VOCODER_VOICES, Order, Recipe, Style, orders, plain
 from spiritrt.training.corpora.pronounce import STRESS, phonemise
@@ -357,4 +358,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

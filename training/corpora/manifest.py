@@ -204,6 +204,13 @@ def cut_utterances(corpus: Path, utterances: Iterable[Utterance]) -> Iterator[tu
             yield utterance, samples[first:last]
 
 
+def of_units(path: Path) -> Path:
+    """The path of a file that `spiritrt.training.units` writes. Raises FileNotFoundError where it is missing."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path.name} in {path.parent}: run `python -m spiritrt.training.units` first")
+    return path
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
     """Where an utterance lies in an `AudioStore`: first sample and length, with its speaker, style and split."""

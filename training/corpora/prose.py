@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from spiritrt.training.arguments import launch
 from spiritrt.training.corpora.pronounce import phonemise, words_of
 
 LEAST_WORDS, MOST_WORDS = 4, 14
@@ -84,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -20,6 +20,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from spiritrt.training.arguments import launch
 from spiritrt.training.corpora.manifest import RATE_HZ, Utterance, cut_utterances, match_words, parse_line
 from spiritrt.training.corpora.pronounce import words_of
 
@@ -244,4 +245,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)
