@@ -51,7 +51,7 @@ def talk(
     simulated: Annotated[bool, typer.Option("--simulated", help="Not in real time: as fast as it goes.")] = False,
     activity: Annotated[Detector, typer.Option(help="What decides where speech is.")] = Detector.SILERO,
     endpoint_ms: Annotated[int, typer.Option(help=f"So much silence ends a turn, {PAUSE_MS} or more.")] = 600,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.3,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 0.9,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
     speaker: Annotated[int | None, typer.Option(help="Voice of the vocoder (by default the third, number 2).")] = None,

@@ -92,7 +92,7 @@ class SessionConfig:
     voice: int | None = None  # speaker of the vocoder
     style: int | None = None  # named style of a Base vocoder
     seed: int = 0
-    temperature: float = 0.6
+    temperature: float = 0.3
     top_p: float = 0.9
     top_k: int = 0
     min_p: float = 0.0
