@@ -31,9 +31,7 @@ def reply(lm: SpiritLM, question: Speech, sampling: Sampling, max_new_tokens: in
         output = lm.generate([question], "speech", sampling, max_new_tokens, Stop(silence_s=1.0))
         return "", "", next((item for item in output if isinstance(item, Speech)), _silence())
     prompt = lm.prompt_string([question], output="text")
-    # as in a conversation, nano must not go on with the transcript form, which it also knows after speech
-    transcript = lm.family.tokenizer.ids_with("<")
-    raw = lm.generate(prompt, "arbitrary", sampling, max_new_tokens, suppress_tokens=transcript).raw
+    raw = lm.generate(prompt, "arbitrary", sampling, max_new_tokens, suppress_tokens=lm.family.transcript_ids).raw
     written, _, spoken = raw.partition(SPEECH_MARKER)
     heard, _, answer = written.removeprefix(TEXT_MARKER).partition(REPLY_FLAG)
     units = spoken.partition(TEXT_MARKER)[0]

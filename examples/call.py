@@ -11,15 +11,14 @@ import sys
 import numpy as np
 
 import spiritrt
-from spiritrt.duplex.client import PACKET_SAMPLES, Loudspeaker
+from spiritrt.duplex.client import PACKET_SAMPLES, PATIENCE_S, Loudspeaker
 from spiritrt.duplex.events import Closed, Error, Interrupted, ReplyEnded, SpeechStopped, TextOut
 
 PACKET_S = PACKET_SAMPLES / spiritrt.audio.RATE_HZ
-PATIENCE_S = 12.0  # of silence after the recording, where no answer comes
 
 
 async def microphone(recording: np.ndarray, over: asyncio.Event):
-    """Packets of the recording, then of silence until the reply has ended, each at its time."""
+    """Packets of the recording, then of silence until the reply has ended or none comes, each at its time."""
     clock = asyncio.get_running_loop().time
     begin = clock()
     most = (len(recording) / spiritrt.audio.RATE_HZ + PATIENCE_S) / PACKET_S

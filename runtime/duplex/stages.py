@@ -157,8 +157,8 @@ def allowed(mask: Mask, family: Family) -> torch.Tensor:
     ids = vocabulary.allowed("text")
     ids[EOS] = mask == "text_end"
     ids[vocabulary.speech_marker] = mask == "text_end"
-    if family.checkpoint.reply == "chain":  # nano also writes <START Transcript> after speech: here it must answer
-        ids[family.tokenizer.ids_with("<")] = False
+    if family.checkpoint.reply == "chain":
+        ids[family.transcript_ids] = False
     return ids
 
 

@@ -23,8 +23,8 @@ from spiritrt.models.vocoder import Vocoder
 
 FRAME_MS = 40
 # The encoder's windows, measured on 63 s of speech that nano was not trained on (bench/results/cpu/encoder.json).
-# 320 ms of look-ahead are the knee: 83% of the units are offline's, where 160 ms give 76% and 640 ms 86%. 4 s of past
-# give 5% more than 2 s for hardly more time, and a chunk of 80 ms would take twice as much for as good units.
+# 320 ms of look-ahead are the knee: 84% of the units are offline's, where 160 ms give 77% and 640 ms 87%. 4 s of past
+# give 4% more than 2 s for hardly more time, and a chunk of 80 ms would take twice as much for as good units.
 # What waits in a window costs little at the end of a turn: closing it commits the rest.
 LEFT_MS, CHUNK_MS, LOOK_AHEAD_MS = 4000, 160, 320
 Norm = Literal["window", "running", "calibrated"]

@@ -144,6 +144,11 @@ class Family:
         return self._build("style", style_classifier_from_official)
 
     @cached_property
+    def transcript_ids(self) -> list[int]:
+        """Text ids that `<START Transcript>` needs: nano knows that form after speech too, and must answer instead."""
+        return self.tokenizer.ids_with("<")
+
+    @cached_property
     def silence(self) -> frozenset[int]:
         """Units that the encoder gives for two seconds of digital silence and of faint noise."""
         noise = np.random.default_rng(0).standard_normal(2 * RATE_HZ).astype(np.float32)

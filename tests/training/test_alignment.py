@@ -251,7 +251,10 @@ def test_what_has_no_partner_is_counted(tmp_path: Path, layout: str):
             (tmp_path / "ann" / f"{name}.txt").write_text("one")
     else:
         (tmp_path / "ann" / "ann.trans.txt").write_text("a ONE\n")
-    assert count_unpaired(tmp_path) == {"without text": 2, "without recording": 2 if layout == "pairs" else 0}
+    assert count_unpaired(tmp_path, read_source(tmp_path)) == {
+        "without text": 2,
+        "without recording": 2 if layout == "pairs" else 0,
+    }
 
 
 @needs_lexicon

@@ -68,22 +68,30 @@ def read_source(folder: Path) -> list[Spoken]:
     return found
 
 
-def count_unpaired(folder: Path) -> dict[str, int]:
-    """How many recordings below a folder have no text, and how many texts no recording."""
-    if any(folder.rglob("*.trans.txt")):
-        paired, texts = {item.audio.with_suffix("") for item in read_librispeech(folder)}, set()
-    else:
-        paired = texts = {text.with_suffix("") for text in folder.rglob("*.txt")}
+def count_unpaired(folder: Path, source: Iterable[Spoken]) -> dict[str, int]:
+    """How many recordings below the folder of a source have no text, and how many texts no recording."""
+    paired = {item.audio.with_suffix("") for item in source}
+    texts = {text.with_suffix("") for text in folder.rglob("*.txt")}
+    if any(text.suffix == ".trans" for text in texts):
+        texts.clear()  # LibriSpeech's layout: a file holds many texts
     sounds = {sound.with_suffix("") for sound in folder.rglob("*") if sound.suffix in SOUNDS}
     return {"without text": len(sounds - paired), "without recording": len(texts - sounds)}
+
+
+def reason_of_length(duration_s: float, filters: Filters) -> tuple[str, str] | None:
+    """Why a recording of this length is not kept, or None."""
+    shortest_s, longest_s = filters.shortest_s, filters.limits.longest_s
+    if shortest_s <= duration_s <= longest_s:
+        return None
+    return "length", f"{duration_s:.1f} s, not {shortest_s:g} to {longest_s:g} s"
 
 
 def reason_to_skip(item: Spoken, filters: Filters) -> tuple[str, str] | None:
     """Why a recording is not worth aligning, with what is wrong with it, or None; reads no more than its header."""
     duration_s = length_s(item.audio)
     # unreadable sound has no length: loading it says why
-    if duration_s is not None and not filters.shortest_s <= duration_s <= filters.limits.longest_s:
-        return "length", f"{duration_s:.1f} s, not {filters.shortest_s:g} to {filters.limits.longest_s:g} s"
+    if duration_s is not None and (reason := reason_of_length(duration_s, filters)):
+        return reason
     try:
         match_words(item.text, words_of(item.text), item.id)
     except ValueError as error:
@@ -94,8 +102,8 @@ def reason_to_skip(item: Spoken, filters: Filters) -> tuple[str, str] | None:
 def reason_to_drop(alignment: Alignment, duration_s: float, filters: Filters) -> tuple[str, str] | None:
     """Why an alignment is not good enough, with what is wrong with it, or None."""
     limits = filters.limits
-    if not filters.shortest_s <= duration_s <= limits.longest_s:
-        return "length", f"{duration_s:.1f} s, not {filters.shortest_s:g} to {limits.longest_s:g} s"
+    if reason := reason_of_length(duration_s, filters):
+        return reason
     if alignment.score < filters.least_score:
         return "score", f"{alignment.score:.2f}, not {filters.least_score:g} or more: other words may have been said"
     if lost := [w.word for w in alignment.words if w.end_s <= w.start_s and len(w.word) > 1]:
@@ -161,7 +169,8 @@ def main() -> None:
     parser.add_argument("--test-share", type=float, default=0.05, help="share of lines held out (split test)")
     parser.add_argument("--plot", type=Path, help="PNG of histograms (needs matplotlib)")
     args = parser.parse_args()
-    source, unpaired = read_source(args.source), count_unpaired(args.source)
+    source = read_source(args.source)
+    unpaired = count_unpaired(args.source, source)
     aligner = Aligner.load(args.model, args.inventory, args.aligner)
     filters = replace(defaults, least_score=args.least_score)
     args.out.mkdir(parents=True, exist_ok=True)
