@@ -44,7 +44,8 @@ def train_one(
     model = work / "model"
     if not model.is_dir():
         shutil.copytree(family, model)
-    documents = load_documents(units, NanoTokenizer(model), replace(MIXES[mix], context=context), plan.seed, heard)
+    files = [heard] if heard else []
+    documents = load_documents(units, NanoTokenizer(model), replace(MIXES[mix], context=context), plan.seed, files)
     trainer = Trainer(plan, BatchStream(documents, plan.batch_tokens))
     if (work / "lm.pt").is_file():
         trainer.load(work / "lm.pt")

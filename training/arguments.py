@@ -69,7 +69,7 @@ def add_settings(parser: argparse.ArgumentParser, defaults: "DataclassInstance",
     for entry in fields(defaults):
         value = getattr(defaults, entry.name)
         many = isinstance(value, tuple)
-        kind = type(value[0] if many else value)
+        kind = type(value[0] if many and value else value)
         if entry.name not in but and kind in (int, float, str):
             flag = f"--{entry.name.replace('_', '-')}"
             parser.add_argument(flag, type=kind, default=value, nargs="+" if many else None)

@@ -33,7 +33,7 @@ from spiritrt.training.units import (
     HOP_SAMPLES,
     SILENCE,
     Teacher,
-    UnitClassifier,
+    load_classifier,
     posteriors,
     unlabelled_clips,
     write_units,
@@ -210,12 +210,11 @@ def teacher_agreement(
 ) -> dict[str, float]:
     """Agreement with the teacher on recordings without labels: share of equal units and of equal phones."""
     teacher, names = Teacher(torch.get_num_threads()), np.array(inventory)
-    model = UnitClassifier(Teacher.width, N_UNITS)
-    model.load_state_dict(torch.load(classifier, weights_only=True))
+    model = load_classifier(classifier, Teacher.width, N_UNITS)
     made, heard = [], []
     for _, samples in unlabelled_clips(recordings):
         made.append(encode_units(hubert, quantizer, torch.from_numpy(samples)).numpy())
-        heard.append(posteriors(model.eval(), teacher(samples), 1)[0][:, 0])
+        heard.append(posteriors(model, teacher(samples), 1)[0][:, 0])
     a, b = np.concatenate(made), np.concatenate(heard)
     return {"frames": float(len(a)), "unit": float((a == b).mean()), "phone": float((names[a] == names[b]).mean())}
 
@@ -246,7 +245,7 @@ def main() -> None:
     parser.add_argument("--export-only", action="store_true", help="export the last checkpoint without training")
     args = parse(parser, "encoder")
     training = settings(EncoderTraining, args)
-    targets = read_targets(args.out / "targets.npz")
+    targets = read_targets(args.out / "targets.npz", training.teacher_share)
     inventory = json.loads(of_units(args.out / "inventory.json").read_text(encoding="utf-8"))
     utterances = [u for members in read_corpora(args.corpus).values() for u in members]
     store = AudioStore(args.out)

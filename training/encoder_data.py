@@ -23,6 +23,7 @@ Floats = NDArray[np.float32]
 class EncoderTraining:
     """How the encoder is trained; `batch_frames` frames of 40 ms a step, cut in crops of one of `crop_frames`.
 
+    `teacher_share` is how much of the targets is the teacher's where phone times are known as well (`read_targets`).
     The share of augmented crops grows from none to `augmented_share` over `clean_steps`. `phone_weight` weighs the loss
     over phones (the summed probability of their units) that gets a young encoder going, `spectrum_weight` the loss of a
     linear read-out of the log mel spectrum from the convolution stack, which is not shipped. In `chunked_share` of the
@@ -39,6 +40,7 @@ class EncoderTraining:
     jitter_samples: int = 160
     clean_steps: int = 2500
     augmented_share: float = 0.8
+    teacher_share: float = 0.5
     phone_weight: float = 0.5
     spectrum_weight: float = 0.3
     chunked_share: float = 0.3
@@ -52,6 +54,8 @@ class EncoderTraining:
             raise ValueError(f"crop_frames must lie in 2..batch_frames ({self.batch_frames}), got {self.crop_frames}")
         if self.clean_steps < 1 or self.phone_weight < 0 or not 0 <= self.augmented_share <= 1:
             raise ValueError(f"bad clean_steps, phone_weight or augmented_share: {self}")
+        if not 0 <= self.teacher_share < 1:
+            raise ValueError(f"teacher_share must lie in [0, 1), got {self.teacher_share}")
         if not 0 <= self.unlabelled_share < 1 or not 0 <= self.silence_share <= 1:
             raise ValueError(f"bad shares: unlabelled {self.unlabelled_share}, silence {self.silence_share}")
         if not 0 <= self.chunked_share <= 1 or self.chunk_frames < 1 or self.look_ahead_frames < 0:
@@ -60,24 +64,36 @@ class EncoderTraining:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Targets of one clip: `units` [T, K] and their probabilities [T, K]; K is 1 where phone times are known."""
+    """Targets of one clip: `units` [T, K] and their probabilities [T, K]; the first is the exact one where phone times
+    are known, the likeliest where they are not."""
 
     units: Units
     probs: Floats
 
 
-def read_targets(path: Path) -> dict[str, Targets]:
-    """Targets of every clip in `targets.npz` of `spiritrt.training.units`."""
+def read_targets(path: Path, teacher_share: float = 0.0) -> dict[str, Targets]:
+    """Targets of every clip in `targets.npz` of `spiritrt.training.units`.
+
+    Where phone times give one unit a frame, `teacher_share` of the probability goes to what the teacher heard: it knows
+    how sure one can be, above all where one phone ends and the next begins.
+    """
     targets = {}
-    with np.load(of_units(path)) as arrays:
-        for key in arrays.files:
-            clip_id, kind = key.rsplit("/", 1)
-            if kind == "units":
-                units = arrays[key].astype(np.int64)[:, None]
-                targets[clip_id] = Targets(units, np.ones(units.shape, np.float32))
-            elif kind == "top_units":
-                probs = arrays[f"{clip_id}/top_probs"].astype(np.float32)
-                targets[clip_id] = Targets(arrays[key].astype(np.int64), probs)
+    with np.load(of_units(path)) as file:
+        arrays = {key: file[key] for key in file.files}
+    for key in arrays:
+        clip_id, _, kind = key.rpartition("/")
+        if clip_id in targets or kind == "top_probs":
+            continue
+        exact = arrays.get(f"{clip_id}/units")
+        columns, probs = [], []
+        if exact is not None:
+            columns, probs = [exact[:, None]], [np.ones((len(exact), 1), np.float32)]
+        if f"{clip_id}/top_units" in arrays and (exact is None or teacher_share):
+            share = 1.0 if exact is None else teacher_share
+            probs = [column * (1 - share) for column in probs]
+            columns.append(arrays[f"{clip_id}/top_units"])
+            probs.append(arrays[f"{clip_id}/top_probs"].astype(np.float32) * share)
+        targets[clip_id] = Targets(np.hstack(columns).astype(np.int64), np.hstack(probs))
     return targets
 
 

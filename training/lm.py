@@ -358,7 +358,9 @@ def main() -> None:
         epilog="example: python -m spiritrt.training.lm --minutes 60 --threads 1",
     )
     parser.add_argument("--units", type=Path, help="without --shards: build/nano/units.jsonl by default")
-    parser.add_argument("--heard", type=Path, help="JSON lines of the units that the trained encoder emits")
+    parser.add_argument(
+        "--heard", type=Path, nargs="+", help="JSON lines of units that an encoder emits; the last file wins"
+    )
     parser.add_argument("--prose", type=Path, help="without --shards: sentences to read and to say as well, one a line")
     parser.add_argument("--work", type=Path, default=Path("build/nano"), help="folder of lm.pt and lm.log")
     parser.add_argument(
@@ -391,7 +393,7 @@ def main() -> None:
         documents, start = from_shards(args.shards, args.text or [], args.out, plan, context, spans)
     else:
         units, mix = args.units or Path("build/nano/units.jsonl"), MIXES[args.mix or "nano"]
-        documents = load_documents(units, NanoTokenizer(args.out), mix, plan.seed, args.heard, args.prose)
+        documents = load_documents(units, NanoTokenizer(args.out), mix, plan.seed, args.heard or (), args.prose)
     trainer = Trainer(plan, BatchStream(documents, plan.batch_tokens, packed=args.packed), start, args.device)
     args.work.mkdir(parents=True, exist_ok=True)
     if (args.work / "lm.pt").exists():

@@ -309,10 +309,10 @@ MIXES = {
 
 
 def load_documents(
-    units: Path, encoder: TextEncoder, mix: Mix, seed: int, heard: Path | None = None, prose: Path | None = None
+    units: Path, encoder: TextEncoder, mix: Mix, seed: int, heard: Sequence[Path] = (), prose: Path | None = None
 ) -> Documents:
     """Documents over a units file and its `inventory.json`; `heard` holds what an encoder emitted, one JSON line
-    {"id", "units"} an utterance, for the same frames, and `prose` sentences, one a line.
+    {"id", "units"} an utterance, for the same frames (the last file wins), and `prose` sentences, one a line.
 
     Of the prose stays what `corpora.prose` keeps. Raises ValueError where that is nothing, FileNotFoundError without a
     units file.
@@ -320,10 +320,8 @@ def load_documents(
     entries = read_units(of_units(units))
     inventory = json.loads(of_units(units.parent / "inventory.json").read_text("utf-8"))
     by_id: dict[str, list[int]] = {}
-    if heard is not None:
-        for line in heard.read_text("utf-8").splitlines():
-            entry = json.loads(line)
-            by_id[entry["id"]] = entry["units"]
+    for file in heard:
+        by_id |= {entry["id"]: entry["units"] for entry in read_units(file)}
     held_out = frozenset(entry["text"] for entry in entries if entry["split"] in HELD_OUT)
     lines = [] if prose is None else sentences(prose.read_text("utf-8").splitlines())
     if prose is not None and not lines:

@@ -182,9 +182,10 @@ class UnitBank:
     """Snippets of aligned units, and units for new text made of them.
 
     `entries` are lines of a units file (training split only is used); `heard` may give other units for the same frames,
-    by utterance id: what an encoder emits. The user's side is then made of what was heard and of the exact units, half
-    each, the assistant's always of the exact ones. The assistant's words have one fixed pronunciation each, the medoid
-    of what its voices said. `substitutes` are the phones that nobody said, each with the one that is said for it.
+    by utterance id: what an encoder emits. The user's side is then made of what was heard, whoever spoke, word by word,
+    or phone by phone where nobody said the word; the assistant's always of the exact units. The assistant's words have
+    one fixed pronunciation each, the medoid of what its voices said. `substitutes` are the phones that nobody said,
+    each with the one that is said for it.
 
     Raises ValueError for an utterance whose text and timed words differ (see `match_words`), and for a phone with
     nothing near it in the corpus; warns where there are substitutes.
@@ -199,6 +200,7 @@ class UnitBank:
             self.by_phone[phone].append(unit)
         self.words: dict[str, list[Units]] = defaultdict(list)
         self.pieces: dict[tuple[str, str, str], Counter[Units]] = defaultdict(Counter)
+        self.heard_pieces: dict[tuple[str, str, str], Counter[Units]] = defaultdict(Counter)
         self.pauses: dict[str, list[Units]] = defaultdict(list)
         self.lines: list[Spoken] = []
         self.assistant_lines: list[Spoken] = []
@@ -214,13 +216,12 @@ class UnitBank:
             assistant = entry["speaker"] in ASSISTANTS
             line = spoken_line(entry, alignment)
             if all(word.units for word in line.words):
-                self.lines += [line, spoken_line(entry, alignment, other)] if other else [line]
+                self.lines.append(spoken_line(entry, alignment, other))
                 if assistant:
                     self.assistant_lines.append(line)
             self._collect(entry["units"], alignment, True, assistant)
-            if not assistant:
-                for variant in (entry["units"], other) if other else (entry["units"],):
-                    self._collect(variant, alignment, False, False)
+            if other or not assistant:
+                self._collect(other or entry["units"], alignment, False, False)
         self.substitutes = self._find_substitutes()
 
     def _find_substitutes(self) -> dict[str, str]:
@@ -245,10 +246,10 @@ class UnitBank:
             left = bare(phones[position - 1][0]) if position and phones[position - 1][1] == word else ""
             last = position + 1 == len(phones) or phones[position + 1][1] != word
             right = "" if last else bare(phones[position + 1][0])
-            snippet = deduplicate(units[start:end])
-            if exact and snippet:
+            if snippet := deduplicate(units[start:end]):
+                pieces = self.pieces if exact else self.heard_pieces
                 for key in ((left, symbol, right), (left, symbol, "*"), ("*", symbol, right), ("*", bare(symbol), "*")):
-                    self.pieces[key][snippet] += 1
+                    pieces[key][snippet] += 1
         store = self.words if not exact else self._assistant_words if assistant else self._other_words
         for word, (start, end) in enumerate(alignment.words):
             if snippet := deduplicate(units[start:end]):
@@ -279,7 +280,8 @@ class UnitBank:
             right = bare(phones[position + 1]) if position + 1 < len(phones) else ""
             spoken = self.substitutes.get(bare(phone), bare(phone))
             keys = ((left, phone, right), ("*", phone, right), (left, phone, "*"), ("*", spoken, "*"))
-            counts = next(self.pieces[key] for key in keys if key in self.pieces)
+            pieces = self.pieces if rng is None or keys[-1] not in self.heard_pieces else self.heard_pieces
+            counts = next(pieces[key] for key in keys if key in pieces)
             if rng is None:
                 units += max(counts.items(), key=lambda item: (item[1], -len(item[0]), item[0]))[0]
             else:

@@ -3,8 +3,8 @@
 A unit is (phone class, sub-cluster). Phone classes come from the exact phone times of the corpus; the 500 units are
 shared among the classes by the square root of their frame counts; inside a class k-means splits the frames on the
 features of a speaker-independent teacher (the encoder of Whisper tiny.en, 50 Hz, two frames joined, normalised over
-the utterance). A small classifier from teacher features to units then labels speech that has no phone times
-(posteriors, top 8 a frame).
+the utterance). A small classifier from teacher features to units then says how likely each unit is in each frame (top
+8 a frame): the only label of speech that has no phone times, and beside the exact one of speech that has them.
 
     python -m spiritrt.training.units --corpus ../shared/corpus --out build/nano --unlabelled FOLDER
 """
@@ -33,6 +33,7 @@ from spiritrt.training.corpora.manifest import (
     Clip,
     Utterance,
     cut_utterances,
+    of_units,
     read_audio,
     read_corpora,
 )
@@ -240,12 +241,28 @@ def fit_classifier(features: Tensor, units: Tensor, n_units: int, seed: int, epo
     return model.eval()
 
 
+def load_classifier(path: Path, width: int, n_units: int) -> UnitClassifier:
+    """The classifier that `build` saved, for features [T, width]."""
+    model = UnitClassifier(width, n_units)
+    model.load_state_dict(torch.load(of_units(path), weights_only=True))
+    return model.eval()
+
+
 @torch.no_grad()
 def posteriors(model: UnitClassifier, features: Floats, top: int = TOP_POSTERIORS) -> tuple[Ints, Floats]:
-    """The `top` most likely units [T, top] and their renormalised probabilities [T, top] for features [T, D]."""
+    """The `top` most likely units [T, top] and their renormalised probabilities [T, top] for features [T, D]; all of
+    them where there are fewer."""
     logits = model(torch.from_numpy(UnitClassifier.with_context(features)))
-    values, units = logits.softmax(dim=-1).topk(top, dim=-1)
+    values, units = logits.softmax(dim=-1).topk(min(top, logits.shape[-1]), dim=-1)
     return units.numpy(), (values / values.sum(dim=-1, keepdim=True)).numpy()
+
+
+def soft_targets(
+    clip_id: str, model: UnitClassifier, features: Floats
+) -> dict[str, NDArray[np.int16] | NDArray[np.float16]]:
+    """The `posteriors` of a clip as `targets.npz` holds them."""
+    units, probs = posteriors(model, features)
+    return {f"{clip_id}/top_units": units.astype(np.int16), f"{clip_id}/top_probs": probs.astype(np.float16)}
 
 
 def unit_line(u: Utterance, units: Sequence[int]) -> str:
@@ -310,8 +327,9 @@ def make_clusters(
 def build(corpora: Sequence[Path], out: Path, plan: UnitPlan, unlabelled: Path | None) -> dict[str, float]:
     """Make targets for corpora and write them under `out`; returns the figures that describe them.
 
-    Writes `audio.npy`, `audio.json` (all sound), `targets.npz` (per clip `units` [T], and for unlabelled clips
-    `top_units`, `top_probs` [T, 8]), `inventory.json` (the phone class of every unit), `clusters.npz`, `units.jsonl`.
+    Writes `audio.npy`, `audio.json` (all sound), `targets.npz` (per clip `top_units`, `top_probs` [T, 8] of the
+    classifier, and for labelled ones `units` [T]), `inventory.json` (the phone class of every unit), `clusters.npz`,
+    `units.jsonl`.
     """
     by_corpus = read_corpora(corpora)
     utterances = [u for members in by_corpus.values() for u in members]
@@ -346,10 +364,8 @@ def build(corpora: Sequence[Path], out: Path, plan: UnitPlan, unlabelled: Path |
     arrays: dict[str, NDArray[np.int16] | NDArray[np.float16]] = {}
     for clip_id, row in targets.items():
         arrays[f"{clip_id}/units"] = row.astype(np.int16)
-    for clip, _ in extra:
-        top_units, top_probs = posteriors(classifier, features[clip.id])
-        arrays[f"{clip.id}/top_units"] = top_units.astype(np.int16)
-        arrays[f"{clip.id}/top_probs"] = top_probs.astype(np.float16)
+    for clip_id, heard in features.items():
+        arrays |= soft_targets(clip_id, classifier, heard)
     np.savez(out / "targets.npz", **arrays)  # type: ignore[arg-type]
     torch.save(classifier.state_dict(), out / "unit_classifier.pt")
 

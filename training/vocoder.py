@@ -48,6 +48,7 @@ from spiritrt.training.vocoder_data import (
     read_units,
     run_lengths,
     speakers_of,
+    with_speakers,
 )
 
 # at the sound, the gradient of each is then about as large as that of the spectral loss
@@ -86,8 +87,10 @@ def generator_convs(vocoder: Vocoder) -> Iterator[nn.Module]:
 
 
 def folded(vocoder: Vocoder, average: Average | None, config: Mapping[str, object] = OFFICIAL_CONFIG) -> Vocoder:
-    """A copy in eval mode with averaged weights and weight norm folded, as it is shipped."""
-    return vocoder_from_official(config, vocoder.state_dict() | (average.tensors if average else {}))
+    """A copy in eval mode with averaged weights and weight norm folded, as it is shipped: only `config`'s speakers."""
+    tensors = vocoder.state_dict() | (average.tensors if average else {})
+    tensors["spkr.weight"] = tensors["spkr.weight"][: int(config["num_speakers"])]  # type: ignore[call-overload]
+    return vocoder_from_official(config, tensors)
 
 
 @torch.no_grad()
@@ -110,7 +113,7 @@ def begin_from(vocoder: Vocoder, base: Vocoder) -> None:
             conv.bias.copy_(given.bias)
     for name, value in base.named_parameters():
         if name.startswith(("dict.", "spkr.", "dur_predictor.")):
-            own[name].copy_(value)
+            own[name][: len(value)].copy_(value)
 
 
 def fit_durations(vocoder: Vocoder, lines: list[Units], seed: int, steps: int, batch: int = 16) -> None:
@@ -173,10 +176,11 @@ class VocoderTrainer:
         hubert: Hubert | None = None,
         device: torch.device = CPU,
     ) -> None:
-        """`base` is a Base vocoder whose weights an Expressive one begins with; `hubert` listens to what is made."""
+        """`config` is of what is shipped, without `training.others`; `base` is a Base vocoder whose weights an
+        Expressive one begins with; `hubert` listens to what is made."""
         torch.manual_seed(training.seed)
         self.data, self.training, self.config, self.device = data, training, dict(config), device
-        self.vocoder, self.discriminators = build_vocoder(config), Discriminators()
+        self.vocoder, self.discriminators = build_vocoder(with_speakers(config, training.voices)), Discriminators()
         if base is not None:
             begin_from(self.vocoder, base)
         self.vocoder.to(device)
@@ -184,7 +188,7 @@ class VocoderTrainer:
         trained = [p for n, p in self.vocoder.named_parameters() if not n.startswith("dur_predictor")]
         self.optimizer = torch.optim.AdamW(trained, lr=training.lr, betas=(0.8, 0.99), weight_decay=0.0)
         self.d_optimizer = torch.optim.AdamW(self.discriminators.parameters(), lr=training.gan_lr, betas=(0.8, 0.99))
-        self.made_of = {"units": data.made_of, "voices": ", ".join(training.speakers), "shape": digest(self.config)}
+        self.made_of = {"units": data.made_of, "voices": ", ".join(training.voices), "shape": digest(self.config)}
         self.average = Average(self.vocoder)
         self.loss = SpectralLoss().to(device)
         self.hearing = HearingLoss(hubert).to(device) if hubert else None
@@ -267,9 +271,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("build/nano/model"), help="family to export into")
     parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--gan-from", type=int, help="step at which discriminators join (default: never)")
-    add_settings(parser, VocoderTraining(), but=("gan_from", "speakers"))
+    add_settings(parser, VocoderTraining(), but=("gan_from", "speakers", "others"))
     parser.add_argument("--sound", type=Path, help="folder of the sound to make, where it is not that of --out")
     parser.add_argument("--speakers", nargs="+", help="voices to learn (default: nano's own, else all that are there)")
+    parser.add_argument("--others", nargs="+", help="voices to learn from as well, which are not exported")
     parser.add_argument("--spectral-only", action="store_true", help="for a family without an encoder to listen with")
     parser.add_argument("--export-only", action="store_true", help="export the last checkpoint without training")
     parser.add_argument(
@@ -283,9 +288,9 @@ def main() -> None:
         parser.error(f"--begin has a vocoder of {wide} channels, not {args.channels}: leave out one of the two")
     sound = AudioStore(args.sound or args.out)
     speakers = speakers_of(sound, args.speakers)
-    training = settings(
-        VocoderTraining, args, gan_from=args.steps if args.gan_from is None else args.gan_from, speakers=speakers
-    )
+    others = speakers_of(sound, args.others) if args.others else ()
+    gan_from = args.steps if args.gan_from is None else args.gan_from
+    training = settings(VocoderTraining, args, gan_from=gan_from, speakers=speakers, others=others)
     with np.load(of_units(args.out / "targets.npz")) as arrays:
         targets = {k.removesuffix("/units"): arrays[k].astype(np.int64) for k in arrays.files if k.endswith("/units")}
     files = [args.out / "encoder_units.jsonl", args.out / "encoder_units_noisy.jsonl"]
@@ -299,7 +304,7 @@ def main() -> None:
         if args.begin:
             part = find(args.begin).part("vocoder")
             base = vocoder_from_official(part.config, part.load())
-    config = training.named(config) | {"upsample_initial_channel": args.channels}
+    config = with_speakers(config, speakers) | {"upsample_initial_channel": args.channels}
     hubert = None
     if not args.spectral_only:
         part = find(str(args.model)).part("hubert")

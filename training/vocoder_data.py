@@ -91,7 +91,10 @@ class Crops:
 
 @dataclass(frozen=True, slots=True)
 class VocoderTraining:
-    """How the vocoder is trained; times in frames of 40 ms, steps are optimizer steps."""
+    """How the vocoder is trained; times in frames of 40 ms, steps are optimizer steps.
+
+    `others` are voices that help to learn how units sound, in `others_share` of the crops; they are not shipped.
+    """
 
     steps: int = 11000
     gan_from: int = 11000
@@ -104,17 +107,27 @@ class VocoderTraining:
     encoder_share: float = 0.7
     duration_steps: int = 3600
     speakers: tuple[str, ...] = SPEAKERS
+    others: tuple[str, ...] = ()
+    others_share: float = 0.35
     seed: int = 7
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.frames, self.gan_frames) < 1 or self.gan_frames > self.frames:
             raise ValueError(f"steps, batch and frames must be positive, gan_frames at most frames: {self}")
-        if len(set(self.speakers)) != len(self.speakers) or not self.speakers:
-            raise ValueError(f"speakers must be names, each once, got {self.speakers}")
+        if len(set(self.voices)) != len(self.voices) or not self.speakers:
+            raise ValueError(f"speakers and others must be names, each once, got {self.voices}")
+        if not 0 <= self.others_share < 1:
+            raise ValueError(f"others_share must lie in [0, 1), got {self.others_share}")
 
-    def named(self, config: Mapping[str, object]) -> dict[str, object]:
-        """`config` with these speakers."""
-        return {**config, "num_speakers": len(self.speakers), "speakers": list(self.speakers)}
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """Everyone who is learnt from, those who are shipped first."""
+        return self.speakers + self.others
+
+
+def with_speakers(config: Mapping[str, object], speakers: Sequence[str]) -> dict[str, object]:
+    """`config` of a vocoder with these speakers."""
+    return {**config, "num_speakers": len(speakers), "speakers": list(speakers)}
 
 
 def speakers_of(store: AudioStore, wanted: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -153,12 +166,19 @@ class VocoderData:
                 if clip.speaker == speaker and clip.split == "train"
                 and len(targets.get(clip.id, ())) >= training.frames
             ]
-            for speaker in training.speakers
+            for speaker in training.voices
         ]  # fmt: skip
-        empty = [s for s, clips in zip(training.speakers, self.by_speaker, strict=True) if not clips]
+        empty = [s for s, clips in zip(training.voices, self.by_speaker, strict=True) if not clips]
         if empty:
             raise ValueError(f"no training utterances of {training.frames} frames for the voices {empty}")
         self.weights = [np.array([c.length for c in clips], float) for clips in self.by_speaker]
+        # a voice with four times the speech is drawn twice as often
+        self.shares = np.sqrt([weights.sum() for weights in self.weights])
+        if training.others:
+            own = np.arange(len(self.shares)) < len(training.speakers)
+            for who, share in ((own, 1 - training.others_share), (~own, training.others_share)):
+                self.shares[who] *= share / self.shares[who].sum()
+        self.shares /= self.shares.sum()
         self.made_of = digest(inventory)
         names = np.array(inventory)
         self.siblings = [np.flatnonzero(names == name) for name in names]
@@ -168,10 +188,8 @@ class VocoderData:
         t = self.training
         rng = np.random.default_rng((t.seed, step))
         units, sound = np.empty((t.batch, t.frames), np.int64), np.empty((t.batch, t.frames * HOP_SAMPLES), np.float32)
-        # a voice with four times the speech is drawn twice as often
-        share = np.sqrt([weights.sum() for weights in self.weights])
         pitch, style = np.empty((t.batch, t.frames), np.int64), np.empty((t.batch, t.frames), np.int64)
-        speakers = rng.choice(len(t.speakers), size=t.batch, p=share / share.sum())
+        speakers = rng.choice(len(t.voices), size=t.batch, p=self.shares)
         for row, speaker in enumerate(speakers):
             weights = self.weights[speaker]
             clip = self.by_speaker[speaker][rng.choice(len(weights), p=weights / weights.sum())]

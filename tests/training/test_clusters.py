@@ -12,7 +12,7 @@ from spiritrt.training import extend_units
 from spiritrt.training.clusters import SILENCE, Clusters
 from spiritrt.training.corpora.manifest import AudioStore, Clip
 from spiritrt.training.encoder_data import read_targets
-from spiritrt.training.units import UnitPlan, frame_count, make_clusters
+from spiritrt.training.units import UnitClassifier, UnitPlan, frame_count, make_clusters
 
 PHONES = ("a", "b", SILENCE)
 WIDTH = 12
@@ -59,6 +59,8 @@ def test_clusters_that_do_not_fit_are_an_error(tmp_path: Path):
 class SpectrumTeacher:
     """Stands in for Whisper: the log spectrum under each frame."""
 
+    width = 513
+
     def __init__(self, threads: int = 1) -> None:
         pass
 
@@ -87,7 +89,11 @@ def test_a_corpus_is_added_with_the_unit_ids_that_are_there(tmp_path: Path, monk
     }  # fmt: skip
     (corpus / "manifest.jsonl").write_text(json.dumps(line) + "\n")
     plan = UnitPlan(n_units=2, pca_dims=3)
-    assert extend_units.extend(work, [corpus], plan)["utterances"] == 1
+    torch.save(UnitClassifier(513, 2).state_dict(), work / "unit_classifier.pt")
+    assert extend_units.extend(work, [corpus], plan, "nano")["utterances"] == 1
+    (fresh,) = map(json.loads, (work / "fresh_units.jsonl").read_text().splitlines())
+    assert fresh["id"] == "new" and len(fresh["units"]) == 37 and fresh["words"][0]["word"] == "sum"
+    assert read_targets(work / "targets.npz", 0.5)["new"].units.shape == (37, 3)
     targets = read_targets(work / "targets.npz")
     assert targets["old"].units[:, 0].tolist() == old.tolist()
     made = targets["new"].units[:, 0].tolist()

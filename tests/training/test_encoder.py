@@ -208,6 +208,21 @@ def test_schedule_warms_up_and_decays():
         Schedule(0.0, 10)
 
 
+def test_the_teacher_shares_the_targets_of_labelled_speech(tmp_path):
+    tops, sure = np.array([[3, 4], [4, 3]], np.int16), np.array([[0.75, 0.25], [0.5, 0.5]], np.float16)
+    arrays = {f"{name}/top_{kind}": a for name in ("said", "a/b") for kind, a in (("units", tops), ("probs", sure))}
+    np.savez(tmp_path / "targets.npz", **arrays, **{"said/units": np.array([7, 3], np.int16)})
+    exact = read_targets(tmp_path / "targets.npz")
+    assert exact["said"].units.tolist() == [[7], [3]] and exact["said"].probs.tolist() == [[1], [1]]
+    shared = read_targets(tmp_path / "targets.npz", 0.4)
+    assert shared["said"].units.tolist() == [[7, 3, 4], [3, 4, 3]]
+    np.testing.assert_allclose(shared["said"].probs, [[0.6, 0.3, 0.1], [0.6, 0.2, 0.2]], rtol=1e-6)
+    for targets in (exact, shared):
+        assert targets["a/b"].units.tolist() == tops.tolist() and targets["a/b"].probs.tolist() == sure.tolist()
+    with pytest.raises(ValueError, match=r"teacher_share.*1\.5"):
+        EncoderTraining(teacher_share=1.5)
+
+
 def test_missing_or_foreign_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"training\.units"):
         read_targets(tmp_path / "targets.npz")

@@ -28,7 +28,7 @@ from spiritrt.training.encoder_data import EncoderData, EncoderTraining, Targets
 from spiritrt.training.loop import resume, train
 from spiritrt.training.pitch import PitchData, PitchTrainer, PitchTraining
 from spiritrt.training.vocoder import VocoderTrainer
-from spiritrt.training.vocoder_data import OFFICIAL_CONFIG, VocoderData, VocoderTraining
+from spiritrt.training.vocoder_data import OFFICIAL_CONFIG, VocoderData, VocoderTraining, with_speakers
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
@@ -96,7 +96,7 @@ def vocoder_trainer(folder: Path) -> VocoderTrainer:
     """With discriminators from its third step on."""
     store, units, inventory = two_seconds(folder)
     training = VocoderTraining(steps=10, gan_from=2, batch=1, frames=8, gan_frames=4, speakers=("x",))
-    config = training.named(OFFICIAL_CONFIG) | {"upsample_initial_channel": 64}
+    config = with_speakers(OFFICIAL_CONFIG, training.voices) | {"upsample_initial_channel": 64}
     return VocoderTrainer(VocoderData(store, {"x": units}, [], inventory, training), training, config)
 
 

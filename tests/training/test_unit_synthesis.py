@@ -86,6 +86,20 @@ def test_texts_that_were_not_timed_so_are_refused_when_loaded():
         UnitBank([line | {"id": "x", "words": line["words"][1:]}], INVENTORY)
 
 
+def test_the_user_is_made_of_what_was_heard_and_the_assistant_of_exact_units():
+    entries = [entry(text) for text in LINES]
+    away = len(INVENTORY)
+    heard = {e["id"]: [unit + away for unit in e["units"]] for e in entries}
+    entries[0]["speaker"] = "af_heart"
+    bank = UnitBank(entries, INVENTORY * 2, heard)
+    for text in ("Like Joyce, the zebra", "Jazz garage"):  # said by both, and joined of phones
+        for assistant in (False, True):
+            words = bank.speak(text, random.Random(1), assistant)
+            assert all((unit >= away) != assistant for word in words for unit in word.units)
+    assert all(unit >= away for line in bank.lines for word in line.words for unit in word.units)
+    assert all(unit < away for line in bank.assistant_lines for word in line.words for unit in word.units)
+
+
 @pytest.mark.parametrize(
     ("missing", "text", "said"), [("", "button", "bˈʌtn"), ("t", "button", "bˈʌkn"), ("ʒ", "measure", "mˈɛʃəɹ")]
 )

@@ -26,6 +26,7 @@ from spiritrt.training.vocoder_data import (
     expressive_config,
     run_lengths,
     speakers_of,
+    with_speakers,
 )
 
 INVENTORY = [str(n // 10) for n in range(500)]
@@ -70,10 +71,31 @@ def test_a_corpus_brings_its_own_voices(tmp_path):
     training = VocoderTraining(batch=6, frames=7, gan_frames=4, speakers=speakers_of(store))
     data = VocoderData(store, {name: np.arange(20) for name in ("ada", "una")}, [], INVENTORY, training)
     assert set(data.batch(0).speakers.tolist()) == {0, 1}
-    config = training.named(OFFICIAL_CONFIG)
+    config = with_speakers(OFFICIAL_CONFIG, training.voices)
     assert config["speakers"] == ["ada", "una"]
     assert build_vocoder(config).config.num_speakers == 2
     assert speakers_of(toy(tmp_path / "nano").store) == SPEAKERS
+
+
+def test_other_voices_help_to_learn_and_are_not_exported(tmp_path):
+    own, others = SPEAKERS[:1], SPEAKERS[1:]
+    training = replace(SMALL, batch=400, speakers=own, others=others, others_share=0.3)
+    data = toy(tmp_path, training)
+    drawn = np.bincount(data.batch(0).speakers)
+    assert drawn[0] / 400 == pytest.approx(0.7, abs=0.07) and len(drawn) == 4 and drawn.min() > 20
+    trainer = VocoderTrainer(data, replace(training, batch=1), with_speakers(OFFICIAL_CONFIG, own))
+    trainer.step()
+    wide = folded(trainer.vocoder, None, with_speakers(OFFICIAL_CONFIG, training.voices))
+    export(trainer, tmp_path / "family", [data.targets[own[0]]], [])
+    part = find(tmp_path / "family").part("vocoder")
+    assert part.config["speakers"] == list(own) and part.config["num_speakers"] == 1
+    shipped = vocoder_from_official(part.config, part.load())
+    assert len(shipped.spkr.weight) == 1 and wide.config.num_speakers == 4
+    for share in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=f"others_share.*{share}"):
+            VocoderTraining(others_share=share)
+    with pytest.raises(ValueError, match="each once"):
+        VocoderTraining(others=SPEAKERS[:1])
 
 
 def test_units_of_the_encoder_replace_targets_by_share(tmp_path):
