@@ -29,6 +29,8 @@ HIMSELF = {
     "king": "himself herself", "queen": "herself himself", "boy": "himself herself", "girl": "herself himself",
     "princess": "herself himself", "grandfather": "himself herself", "mother": "herself himself",
 }  # fmt: skip
+# what a recogniser may write for the words of right answers that sound the same
+SAME_SOUND = {"nays": "neighs", "cause": "caws", "braise": "brays", "grey": "gray", "blew": "blue"}
 INTENTS = ("lights", "timers", "music", "weather", "shopping")
 MOODS = {
     "positive": (
@@ -187,12 +189,13 @@ def right_answer(kind: str, question: str, truth: str, reply: str) -> bool:
     """Whether a reply in words answers a question as the true one does.
 
     Checkable kinds go by `answer_key`; for other kinds the reply must have the words of the true answer, whole and in
-    a row.
+    a row. Of words that sound the same a recogniser may have written either.
     """
+    said = [SAME_SOUND.get(word, word) for word in spoken_words(reply)]
     key = answer_key(kind, question, truth)
     if key is not None:
-        return key == answer_key(kind, question, " ".join(spoken_words(reply)))
-    wanted, said = spoken_words(truth), spoken_words(reply)
+        return key == answer_key(kind, question, " ".join(said))
+    wanted = [SAME_SOUND.get(word, word) for word in spoken_words(truth)]
     return bool(wanted) and f" {' '.join(wanted)} " in f" {' '.join(said)} "
 
 

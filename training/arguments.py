@@ -58,6 +58,8 @@ def parse(
     except (OSError, ValueError, yaml.YAMLError) as error:
         parser.error(str(error))
     args = parser.parse_args(said + line)
+    if getattr(args, "minutes", 1) <= 0:
+        parser.error(f"--minutes must be positive, got {args.minutes:g}")
     if device and args.device.type == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: this torch sees no CUDA device; leave it out for the CPU")
     torch.set_num_threads(args.threads)

@@ -28,7 +28,7 @@ from spiritrt.models.family import Family
 from spiritrt.models.hubert import encode_units
 from spiritrt.training.arguments import launch
 from spiritrt.training.clusters import Clusters, Floats, Ints
-from spiritrt.training.corpora.manifest import AudioStore, Utterance, cut_utterances, read_corpora
+from spiritrt.training.corpora.manifest import AudioStore, Utterance, cut_utterances, read_corpora, unit_lines
 from spiritrt.training.units import Teacher, UnitPlan, frame_phones, load_classifier, soft_targets, write_units
 
 Item = TypeVar("Item")
@@ -69,7 +69,7 @@ def extend(out: Path, corpora: Sequence[Path], plan: UnitPlan, model: str | None
     # a run that was killed between the files is finished by the next: what the store has is not stored twice
     fresh = [(u, samples) for u, samples in items if u.id not in store.clips]
     listed = (out / "units.jsonl").read_text(encoding="utf-8")
-    known = {json.loads(line)["id"] for line in listed.splitlines()}
+    known = {entry["id"] for entry in unit_lines(out / "units.jsonl")}
     if done := [u.id for u, _ in items if u.id in known]:
         raise ValueError(f"{len(done)} utterances are in {out / 'units.jsonl'} already, such as {done[0]!r}")
     if fresh:

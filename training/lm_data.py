@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spiritrt.training.corpora.manifest import of_units
+from spiritrt.training.corpora.manifest import of_units, unit_lines
 from spiritrt.training.corpora.prose import LEAST_WORDS, MOST_WORDS, sentences
 from spiritrt.training.corpora.text import Exchange, exchange, sentence
 from spiritrt.training.interleave import (
@@ -40,6 +40,7 @@ from spiritrt.training.unit_synthesis import Noise, Spoken, UnitBank, read_units
 
 HELD_OUT = ("test", "test_voice")
 STOP = " 'stop'"
+HARD = ("addition", "subtraction", "ages", "sizes")  # kinds of questions whose answers cannot be known by heart
 LENGTH_DRAWS = 200
 
 
@@ -52,13 +53,14 @@ class Mix:
     marker: understanding is harder to learn than speaking, and takes half the tokens that way. The user's exact units
     are not worth predicting: `user_unit_weight`. With `exchanges`, documents of aligned words and of one modality hold
     a whole exchange, question and answer, in one voice: stories, as it were, of two sentences on one topic.
-    `prose`, where there is any, is that share of the single lines: what cannot be guessed must be read, letter by
+    What one has to work out (`HARD`) is asked more often than the grammar does, in `hard_text` of the exchanges that are
+    text alone, which are short, and in `hard_spoken` of the others. `prose`, where there is any, is that share of the single lines: what cannot be guessed must be read, letter by
     letter and phone by phone. `shares` are of documents, with `by_tokens` of tokens.
     """
 
     shares: dict[str, float] = field(
         default_factory=lambda: {
-            "dialogue": 0.42, "typed": 0.09, "asr": 0.2, "tts": 0.1, "interleaved": 0.06, "text": 0.12, "speech": 0.01,
+            "dialogue": 0.3, "typed": 0.07, "asr": 0.15, "tts": 0.07, "interleaved": 0.04, "text": 0.36, "speech": 0.01,
         }
     )  # fmt: skip
     real_dialogues: float = 0.15
@@ -67,6 +69,8 @@ class Mix:
     lower_case: float = 0.15
     fragments: float = 0.4
     unspoken_replies: float = 0.6
+    hard_text: float = 0.5
+    hard_spoken: float = 0.1
     user_unit_weight: float = 0.0
     exchanges: bool = False
     by_tokens: bool = False
@@ -136,10 +140,12 @@ class Documents:
             ids, weights = encode(segments[: turns[0] + 1], self.encoder)
         return ids[: self.mix.context], weights[: self.mix.context]
 
-    def _exchange(self, rng: random.Random) -> Exchange:
+    def _exchange(self, rng: random.Random, spoken: bool = True) -> Exchange:
         """A question and its answer, neither of them held out."""
+        share = self.mix.hard_spoken if spoken else self.mix.hard_text
+        kinds = HARD if rng.random() < share else None
         while True:
-            pair = exchange(self.seed, rng.getrandbits(48))
+            pair = exchange(self.seed, rng.getrandbits(48), kinds)
             if self.held_out.isdisjoint((pair.user, pair.assistant)):
                 return pair
 
@@ -267,8 +273,8 @@ class Documents:
     def _text(self, rng: random.Random) -> list[Segment]:
         if self.mix.exchanges:
             return [Segment("text", text=text_of(self._aligned_words(rng)), ends_turn=True)]
-        if rng.random() < 0.7:
-            pair = self._exchange(rng)
+        if rng.random() < 0.8:
+            pair = self._exchange(rng, spoken=False)
             return [Segment("text", text=f"{self._typed_text(pair.user, rng)} A: {pair.assistant}", ends_turn=True)]
         return [Segment("text", text=self._sentence(rng), ends_turn=True)]
 
@@ -317,11 +323,11 @@ def load_documents(
     Of the prose stays what `corpora.prose` keeps. Raises ValueError where that is nothing, FileNotFoundError without a
     units file.
     """
-    entries = read_units(of_units(units))
+    entries = read_units(units)
     inventory = json.loads(of_units(units.parent / "inventory.json").read_text("utf-8"))
     by_id: dict[str, list[int]] = {}
     for file in heard:
-        by_id |= {entry["id"]: entry["units"] for entry in read_units(file)}
+        by_id |= {entry["id"]: entry["units"] for entry in unit_lines(file)}
     held_out = frozenset(entry["text"] for entry in entries if entry["split"] in HELD_OUT)
     lines = [] if prose is None else sentences(prose.read_text("utf-8").splitlines())
     if prose is not None and not lines:

@@ -27,6 +27,7 @@ from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.models.vocoder import vocode_units, vocoder_from_official
 from spiritrt.tokens.text import Tokenizer
 from spiritrt.training.arguments import launch
+from spiritrt.training.corpora.manifest import unit_lines
 from spiritrt.training.corpora.pronounce import phonemise, split_phones, words_of
 from spiritrt.training.corpora.text import CHECKABLE, answer_key, exchange
 from spiritrt.training.interleave import BOS, EOS, deduplicate, speech_of
@@ -217,7 +218,7 @@ def main() -> None:
     kinds = {item["id"]: item["kind"] for item in map(json.loads, manifest)}
     entries = [entry | {"kind": kinds.get(entry["id"], "")} for entry in entries]
     inventory = json.loads((args.units.parent / "inventory.json").read_text("utf-8"))
-    heard = {e["id"]: e["units"] for e in read_units(args.heard)} if args.heard else {}
+    heard = {e["id"]: e["units"] for e in unit_lines(args.heard)} if args.heard else {}
     bank = UnitBank(entries, inventory, heard)
     report, lines = measure(Reader.load(args.model), entries, bank, heard, args.fresh, args.speech, args.model)
     if args.lines:

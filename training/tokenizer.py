@@ -17,7 +17,7 @@ from pathlib import Path
 import sentencepiece
 
 from spiritrt.training.arguments import launch, parse
-from spiritrt.training.corpora.manifest import of_units
+from spiritrt.training.corpora.manifest import of_units, unit_lines
 from spiritrt.training.corpora.text import exchange, sentence
 
 TEXT_SIZE = 1024
@@ -66,8 +66,7 @@ def training_lines(units: Path | None, exchanges: int, sentences: int, seed: int
     for index in range(sentences):
         yield sentence(seed, index)
     if units is not None:
-        for line in units.read_text("utf-8").splitlines():
-            utterance = json.loads(line)
+        for utterance in unit_lines(units):
             if utterance["split"] == "train":
                 yield utterance["text"]
 

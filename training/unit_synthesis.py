@@ -8,7 +8,6 @@ nearest one that somebody did. Pauses come from real pauses.
 
 from __future__ import annotations
 
-import json
 import random
 import warnings
 from collections import Counter, defaultdict
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spiritrt.training.corpora.manifest import match_words
+from spiritrt.training.corpora.manifest import match_words, unit_lines
 from spiritrt.training.corpora.pronounce import STRESS, phonemise, split_phones
 from spiritrt.training.interleave import SpokenWord, deduplicate
 
@@ -156,13 +155,10 @@ def _viterbi(units: Sequence[int], symbols: list[str], times: np.ndarray, invent
 
 
 def read_units(path: Path) -> list[dict]:
-    """The lines of a units file. Raises ValueError naming the line that is not an utterance with units."""
-    lines = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        entry = json.loads(line)
-        if not entry.get("units") or not entry.get("phones"):
-            raise ValueError(f"{path}, line {number}: no units or no phones")
-        lines.append(entry)
+    """The utterances of a units file. Raises as `unit_lines` does, and ValueError for one without phones."""
+    lines = list(unit_lines(path))
+    if without := [entry["id"] for entry in lines if not entry.get("phones")]:
+        raise ValueError(f"{path}: {len(without)} utterances have no phones, such as {without[0]!r}")
     return lines
 
 

@@ -1,6 +1,5 @@
 """What the vocoder is trained on: aligned crops of units and sound, for Expressive with pitch and style codes."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from spiritrt.models.checkpoints import Checkpoint
 from spiritrt.models.pitch import PitchQuantizerConfig
 from spiritrt.models.style import StyleConfig
 from spiritrt.training.checkpoint import digest
-from spiritrt.training.corpora.manifest import AudioStore, Clip
+from spiritrt.training.corpora.manifest import AudioStore, Clip, unit_lines
 from spiritrt.training.shards import Shard, Tokenized, tokenizer_versions
 from spiritrt.training.units import HOP_SAMPLES
 
@@ -237,8 +236,5 @@ def read_codes(shards: Sequence[Path], family: Checkpoint) -> tuple[dict[str, Co
 
 
 def read_units(path: Path) -> dict[str, Units]:
-    """Frame units of every utterance of a units file (JSON lines)."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no units at {path}: run `python -m spiritrt.training.units` first")
-    with path.open(encoding="utf-8") as lines:
-        return {item["id"]: np.array(item["units"], np.int64) for item in map(json.loads, lines)}
+    """Frame units of every utterance of a units file, by id. Raises as `unit_lines` does."""
+    return {entry["id"]: np.array(entry["units"], np.int64) for entry in unit_lines(path)}

@@ -25,6 +25,8 @@ from spiritrt.sampling import GREEDY
         ("count_up", "Count from ten to twelve.", "Ten, eleven, twelve.", "10, 12, 11", False),
         ("days", "Which day comes after Monday?", "It is Tuesday.", "tuesday comes after monday", True),
         ("days", "Which day comes after Monday?", "It is Tuesday.", "", False),
+        ("animal_sounds", "What does a horse do?", "A horse neighs.", "A horse nays.", True),
+        ("animal_sounds", "What does a horse do?", "A horse neighs.", "A horse plays.", False),
         ("", "Who wrote it?", "Jane Austen", "I think that was jane austen.", True),
         ("", "Who wrote it?", "Jane Austen", "I think that was Jane.", False),
         ("", "Is it far?", "No", "I do not know that.", False),

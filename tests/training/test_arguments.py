@@ -67,6 +67,15 @@ def test_a_missing_file_and_a_missing_gpu_are_usage_errors(tmp_path, capsys, mon
     assert "--device cuda" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("minutes", ["0", "-1.5"])
+def test_a_budget_without_time_is_refused_before_anything_is_loaded(minutes, capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float)
+    with pytest.raises(SystemExit):
+        arguments.parse(parser, "lm", ["--minutes", minutes])
+    assert f"--minutes must be positive, got {minutes}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

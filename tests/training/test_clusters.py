@@ -80,7 +80,7 @@ def test_a_corpus_is_added_with_the_unit_ids_that_are_there(tmp_path: Path, monk
     old = np.repeat([0, 1], [12, 12]).astype(np.int16)
     np.savez(work / "targets.npz", **{"old/units": old})
     (work / "inventory.json").write_text('["m", "s"]')
-    (work / "units.jsonl").write_text('{"id": "old"}\n')
+    (work / "units.jsonl").write_text('{"id": "old", "units": [0]}\n')
     soundfile.write(corpus / "a.wav", np.r_[hiss, hum, hum], 16000)
     line = {
         "id": "new", "text": "sum", "speaker": "x", "style": "neutral", "role": "single", "dialogue": None,

@@ -149,6 +149,18 @@ def test_held_out_replies_and_sentences_never_enter(corpus, documents):
     assert not any(s in reader.decode(texts.document(0, i)[0]) for i in range(120) for s in sentences)
 
 
+def test_what_has_to_be_worked_out_is_asked_more_often(corpus, documents):
+    reader, encoder = Tokenizer(corpus, tokenizer.ROWS), tokenizer.NanoTokenizer(corpus)
+
+    def subtractions(**shares: float) -> int:
+        made = Documents(documents.bank, encoder, Mix(shares={"text": 1.0}, **shares), 3, frozenset())
+        texts = [reader.decode(made.document(0, index)[0]).lower() for index in range(300)]
+        return sum(" minus " in text or "if i take" in text for text in texts)
+
+    assert subtractions(hard_text=0.0) < 25 and subtractions(hard_text=1.0) > 50
+    assert subtractions(hard_text=0.0, hard_spoken=1.0) < 25  # of what is spoken only
+
+
 def test_prose_is_read_and_spoken_in_its_share(corpus, tmp_path):
     held_out, kept = "The cow likes my boy, they go now.", "A fox ran across the frozen lake."
     file = tmp_path / "prose.txt"
@@ -411,6 +423,12 @@ def test_bad_plans_are_refused(corpus, documents):
     (corpus / "broken.jsonl").write_text('{"id": "x", "units": [], "phones": []}\n', "utf-8")
     with pytest.raises(ValueError, match="line 1"):
         UnitBank(read_units(corpus / "broken.jsonl"), [])
+    (corpus / "broken.jsonl").write_text('{"id": "x", "units": [1]}\n{"id": "y', "utf-8")
+    with pytest.raises(ValueError, match="broken.jsonl, line 2: not JSON"):
+        read_units(corpus / "broken.jsonl")
+    (corpus / "broken.jsonl").write_text('{"id": "x", "units": [1]}\n', "utf-8")
+    with pytest.raises(ValueError, match="1 utterances have no phones, such as 'x'"):
+        read_units(corpus / "broken.jsonl")
     assert deduplicate([]) == ()
 
 

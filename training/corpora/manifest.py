@@ -211,6 +211,22 @@ def of_units(path: Path) -> Path:
     return path
 
 
+def unit_lines(path: Path) -> Iterator[dict]:
+    """The lines of a units file: `id`, `units` (one a 40 ms frame) and, of a corpus, what `units.unit_line` says.
+
+    Raises FileNotFoundError where it is missing, and ValueError naming a line that is not one.
+    """
+    with of_units(path).open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+            if not isinstance(entry, dict) or not entry.get("id") or not entry.get("units"):
+                raise ValueError(f"{path}, line {number}: no id or no units")
+            yield entry
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
     """Where an utterance lies in an `AudioStore`: first sample and length, with its speaker, style and split."""
