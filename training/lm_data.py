@@ -53,9 +53,10 @@ class Mix:
     marker: understanding is harder to learn than speaking, and takes half the tokens that way. The user's exact units
     are not worth predicting: `user_unit_weight`. With `exchanges`, documents of aligned words and of one modality hold
     a whole exchange, question and answer, in one voice: stories, as it were, of two sentences on one topic.
-    What one has to work out (`HARD`) is asked more often than the grammar does, in `hard_text` of the exchanges that are
-    text alone, which are short, and in `hard_spoken` of the others. `prose`, where there is any, is that share of the single lines: what cannot be guessed must be read, letter by
-    letter and phone by phone. `shares` are of documents, with `by_tokens` of tokens.
+    What one has to work out (`HARD`) is asked more often than the grammar does, in `hard_text` of the exchanges that
+    are text alone, which are short, and in `hard_spoken` of the others. `prose`, where there is any, is that share of
+    the single lines: what cannot be guessed must be read, letter by letter and phone by phone. `shares` are of
+    documents, with `by_tokens` of tokens.
     """
 
     shares: dict[str, float] = field(
