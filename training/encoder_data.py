@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spiritrt.training.augment import Augmentation, augment, change_speed, draw_speed
 from spiritrt.training.checkpoint import digest
-from spiritrt.training.corpora.manifest import AudioStore, Clip, of_units
+from spiritrt.training.corpora.manifest import UNLABELLED, AudioStore, Clip, of_units
 from spiritrt.training.units import FRAME_SPAN_SAMPLES, HOP_SAMPLES
 
 Units = NDArray[np.int64]
@@ -129,8 +129,8 @@ class EncoderData:
         clips = [
             c for c in store.clips.values() if c.split == "train" and c.id in targets and len(targets[c.id].units) > 2
         ]
-        self.labelled = [c for c in clips if c.speaker != "unlabelled"]
-        self.unlabelled = [c for c in clips if c.speaker == "unlabelled"]
+        self.labelled = [c for c in clips if c.speaker != UNLABELLED]
+        self.unlabelled = [c for c in clips if c.speaker == UNLABELLED]
         if not self.labelled:
             raise ValueError("no training clips with unit targets")
         self.width = max(targets[c.id].units.shape[1] for c in clips)

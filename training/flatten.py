@@ -6,7 +6,7 @@ rate: each frame of 40 ms then holds a whole number of periods, which a stack of
 
     python -m spiritrt.training.flatten --out build/nano
 
-Writes `flat/audio.npy` and `flat/audio.json`, the clips of the voices to be learnt. Source of the analysis and the
+Writes `flat/audio.npy` and `flat/audio.json`, the clips of the voices to be learnt and of those that help to. Source of the analysis and the
 synthesis: WORLD (Morise et al., 2016, IEICE Trans. E99-D).
 """
 
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from spiritrt.training.arguments import launch
 from spiritrt.training.corpora.manifest import RATE_HZ, AudioStore
 from spiritrt.training.units import HOP_SAMPLES
-from spiritrt.training.vocoder_data import speakers_of
+from spiritrt.training.vocoder_data import speakers_of, training_lines
 
 Floats = NDArray[np.float64]
 LOWEST_HZ, HIGHEST_HZ = 60.0, 450.0
@@ -73,10 +73,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Put the speech of each voice on one note.")
     parser.add_argument("--out", type=Path, default=Path("build/nano"), help="folder with audio.npy and audio.json")
     parser.add_argument("--speakers", nargs="+", help="voices to keep (default: nano's own, else all that are there)")
+    parser.add_argument("--others-from", type=int, help="and every voice with so many training utterances")
     args = parser.parse_args()
     store = AudioStore(args.out)
+    speakers = speakers_of(store, args.speakers)
+    if args.others_from is not None:
+        lines = training_lines(store)
+        speakers += tuple(sorted(s for s in lines if lines[s] >= args.others_from and s not in speakers))
     notes, made = {}, []
-    for speaker in speakers_of(store, args.speakers):
+    for speaker in speakers:
         clips = [clip for clip in store.clips.values() if clip.speaker == speaker]
         sounds = [store.read(clip).astype(np.float64) for clip in clips]
         tracks = [pitch(sound) for sound in tqdm(sounds, desc=f"{speaker}, pitch", file=sys.stderr)]

@@ -29,6 +29,7 @@ from spiritrt.training.arguments import add_settings, launch, parse, settings
 from spiritrt.training.clusters import SILENCE, Clusters, Floats, Ints, main_axes, smooth_over_segments
 from spiritrt.training.corpora.manifest import (
     RATE_HZ,
+    UNLABELLED,
     AudioStore,
     Clip,
     Utterance,
@@ -302,7 +303,7 @@ def unlabelled_clips(folder: Path, min_s: float = 0.5, max_s: float = 15.0) -> l
             piece = samples[at : at + size]
             if len(piece) >= min_s * RATE_HZ and np.abs(piece).max() > 0.02:
                 name = f"{path.relative_to(folder)}#{part}"
-                clips.append((Clip(name, 0, 0, "unlabelled", "neutral", "train"), piece))
+                clips.append((Clip(name, 0, 0, UNLABELLED, "neutral", "train"), piece))
     return clips
 
 

@@ -48,6 +48,7 @@ from spiritrt.training.vocoder_data import (
     read_units,
     run_lengths,
     speakers_of,
+    training_lines,
     with_speakers,
 )
 
@@ -274,7 +275,9 @@ def main() -> None:
     add_settings(parser, VocoderTraining(), but=("gan_from", "speakers", "others"))
     parser.add_argument("--sound", type=Path, help="folder of the sound to make, where it is not that of --out")
     parser.add_argument("--speakers", nargs="+", help="voices to learn (default: nano's own, else all that are there)")
-    parser.add_argument("--others", nargs="+", help="voices to learn from as well, which are not exported")
+    parser.add_argument(
+        "--others", nargs="+", help="voices to learn from as well, not exported (default: all others of --sound)"
+    )
     parser.add_argument("--spectral-only", action="store_true", help="for a family without an encoder to listen with")
     parser.add_argument("--export-only", action="store_true", help="export the last checkpoint without training")
     parser.add_argument(
@@ -289,6 +292,8 @@ def main() -> None:
     sound = AudioStore(args.sound or args.out)
     speakers = speakers_of(sound, args.speakers)
     others = speakers_of(sound, args.others) if args.others else ()
+    if args.sound and args.others is None:
+        others = tuple(name for name in sorted(training_lines(sound)) if name not in speakers)
     gan_from = args.steps if args.gan_from is None else args.gan_from
     training = settings(VocoderTraining, args, gan_from=gan_from, speakers=speakers, others=others)
     with np.load(of_units(args.out / "targets.npz")) as arrays:

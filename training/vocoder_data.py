@@ -1,5 +1,6 @@
 """What the vocoder is trained on: aligned crops of units and sound, for Expressive with pitch and style codes."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from spiritrt.models.checkpoints import Checkpoint
 from spiritrt.models.pitch import PitchQuantizerConfig
 from spiritrt.models.style import StyleConfig
 from spiritrt.training.checkpoint import digest
-from spiritrt.training.corpora.manifest import AudioStore, Clip, unit_lines
+from spiritrt.training.corpora.manifest import UNLABELLED, AudioStore, Clip, unit_lines
 from spiritrt.training.shards import Shard, Tokenized, tokenizer_versions
 from spiritrt.training.units import HOP_SAMPLES
 
@@ -129,12 +130,19 @@ def with_speakers(config: Mapping[str, object], speakers: Sequence[str]) -> dict
     return {**config, "num_speakers": len(speakers), "speakers": list(speakers)}
 
 
+def training_lines(store: AudioStore) -> Counter[str]:
+    """How many training utterances of each speaker there are; speech without labels counts for nobody."""
+    return Counter(
+        clip.speaker for clip in store.clips.values() if clip.split == "train" and clip.speaker != UNLABELLED
+    )
+
+
 def speakers_of(store: AudioStore, wanted: Sequence[str] | None = None) -> tuple[str, ...]:
     """Whom to train on: `wanted`, else nano's own voices where all of them are in `store`, else everyone who is.
 
     Raises ValueError for a wanted speaker without training utterances.
     """
-    there = sorted({clip.speaker for clip in store.clips.values() if clip.split == "train"})
+    there = sorted(training_lines(store))
     if wanted is None:
         return SPEAKERS if set(SPEAKERS) <= set(there) else tuple(there)
     if absent := [name for name in wanted if name not in there]:

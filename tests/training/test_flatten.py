@@ -49,6 +49,15 @@ def test_every_clip_comes_out_on_its_voices_note(tmp_path: Path, monkeypatch: py
     flatten.main()
     store = AudioStore(tmp_path / "flat")
     assert store.clips.keys() == {"a", "b", "c"}
+    monkeypatch.setattr(sys, "argv", ["flatten", "--out", str(tmp_path), "--speakers", "high", "--others-from", "2"])
+    flatten.main()
+    assert [clip.id for clip in AudioStore(tmp_path / "flat").clips.values()] == ["c", "a", "b"]
+    sys.argv[-1] = "3"
+    flatten.main()
+    assert AudioStore(tmp_path / "flat").clips.keys() == {"c"}
+    monkeypatch.setattr(sys, "argv", ["flatten", "--out", str(tmp_path)])
+    flatten.main()
+    store = AudioStore(tmp_path / "flat")
     for (clip, before), hz in zip(clips, (100, 100, 225), strict=True):
         sound = store.read(store.clips[clip.id]).astype(np.float64)
         assert len(sound) == len(before)

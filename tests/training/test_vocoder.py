@@ -11,7 +11,7 @@ from spiritrt.models.checkpoints import find
 from spiritrt.models.hubert import Hubert, HubertConfig
 from spiritrt.models.vocoder import vocode_frames, vocode_units, vocoder_from_official
 from spiritrt.training.checkpoint import count_parameters, load_checkpoint, save_checkpoint
-from spiritrt.training.corpora.manifest import AudioStore, Clip
+from spiritrt.training.corpora.manifest import UNLABELLED, AudioStore, Clip
 from spiritrt.training.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
 from spiritrt.training.encoder import HUBERT_CONFIG
 from spiritrt.training.losses import HearingLoss, SpectralLoss, mel_filters
@@ -75,6 +75,9 @@ def test_a_corpus_brings_its_own_voices(tmp_path):
     assert config["speakers"] == ["ada", "una"]
     assert build_vocoder(config).config.num_speakers == 2
     assert speakers_of(toy(tmp_path / "nano").store) == SPEAKERS
+    clips.append((Clip("0", 0, 0, UNLABELLED, "neutral", "train"), np.zeros(640, np.float32)))
+    AudioStore.write(tmp_path, clips)
+    assert speakers_of(AudioStore(tmp_path)) == ("ada", "una")
 
 
 def test_other_voices_help_to_learn_and_are_not_exported(tmp_path):

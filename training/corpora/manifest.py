@@ -227,6 +227,9 @@ def unit_lines(path: Path) -> Iterator[dict]:
             yield entry
 
 
+UNLABELLED = "unlabelled"  # the speaker of clips without words and phones
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
     """Where an utterance lies in an `AudioStore`: first sample and length, with its speaker, style and split."""
