@@ -6,8 +6,8 @@ rate: each frame of 40 ms then holds a whole number of periods, which a stack of
 
     python -m spiritrt.training.flatten --out build/nano
 
-Writes `flat/audio.npy` and `flat/audio.json`, the clips of the voices to be learnt and of those that help to. Source of the analysis and the
-synthesis: WORLD (Morise et al., 2016, IEICE Trans. E99-D).
+Writes `flat/audio.npy` and `flat/audio.json`, the clips of the voices to be learnt and of those that help to. Source of
+the analysis and the synthesis: WORLD (Morise et al., 2016, IEICE Trans. E99-D).
 """
 
 import argparse
