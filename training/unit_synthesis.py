@@ -155,10 +155,10 @@ def _viterbi(units: Sequence[int], symbols: list[str], times: np.ndarray, invent
 
 
 def read_units(path: Path) -> list[dict]:
-    """The utterances of a units file. Raises as `unit_lines` does, and ValueError for one without phones."""
+    """The utterances of a units file. Raises as `unit_lines` does, and ValueError for one without units or phones."""
     lines = list(unit_lines(path))
-    if without := [entry["id"] for entry in lines if not entry.get("phones")]:
-        raise ValueError(f"{path}: {len(without)} utterances have no phones, such as {without[0]!r}")
+    if empty := [entry["id"] for entry in lines if not entry["units"] or not entry.get("phones")]:
+        raise ValueError(f"{path}: {len(empty)} utterances have no units or no phones, such as {empty[0]!r}")
     return lines
 
 

@@ -421,13 +421,13 @@ def test_bad_plans_are_refused(corpus, documents):
     with pytest.raises(ValueError, match="100"):
         BatchStream(documents, 100)
     (corpus / "broken.jsonl").write_text('{"id": "x", "units": [], "phones": []}\n', "utf-8")
-    with pytest.raises(ValueError, match="line 1"):
-        UnitBank(read_units(corpus / "broken.jsonl"), [])
+    with pytest.raises(ValueError, match="1 utterances have no units or no phones, such as 'x'"):
+        read_units(corpus / "broken.jsonl")
     (corpus / "broken.jsonl").write_text('{"id": "x", "units": [1]}\n{"id": "y', "utf-8")
     with pytest.raises(ValueError, match=r"broken\.jsonl, line 2: not JSON"):
         read_units(corpus / "broken.jsonl")
-    (corpus / "broken.jsonl").write_text('{"id": "x", "units": [1]}\n', "utf-8")
-    with pytest.raises(ValueError, match="1 utterances have no phones, such as 'x'"):
+    (corpus / "broken.jsonl").write_text('{"id": "x", "units": 1}\n', "utf-8")
+    with pytest.raises(ValueError, match="line 1: no id or no list of units"):
         read_units(corpus / "broken.jsonl")
     assert deduplicate([]) == ()
 

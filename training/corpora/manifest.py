@@ -222,8 +222,8 @@ def unit_lines(path: Path) -> Iterator[dict]:
                 entry = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-            if not isinstance(entry, dict) or not entry.get("id") or not entry.get("units"):
-                raise ValueError(f"{path}, line {number}: no id or no units")
+            if not isinstance(entry, dict) or not entry.get("id") or not isinstance(entry.get("units"), list):
+                raise ValueError(f"{path}, line {number}: no id or no list of units")
             yield entry
 
 
