@@ -23,7 +23,7 @@ from spiritrt.training.lm import Plan, Trainer, loss_of, main, run
 from spiritrt.training.lm_data import MIXES, Documents, Mix, load_documents
 from spiritrt.training.muon import Muon, orthogonalise
 from spiritrt.training.packing import Packed
-from spiritrt.training.unit_synthesis import Noise, UnitBank, align, edit_distance, medoid, read_units, spoken_line
+from spiritrt.training.unit_synthesis import Noise, align, edit_distance, medoid, read_units, spoken_line
 
 pytestmark = pytest.mark.skipif(
     find_lexicons() is None, reason="no pronouncing lexicon: pip install --no-deps misaki==0.9.4"
