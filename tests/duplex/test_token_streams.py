@@ -213,7 +213,7 @@ def test_a_turn_that_is_encoded_again_at_its_end_is_offlines(
     committed, rest = heard(encoder, slot, sound)
     closed = encoder.close(slot, rest)
     kinds = [[token for token in tokens if token.kind == "Hu"] for tokens in (closed, merge(lm.encode(sound)))]
-    assert kinds[0] == kinds[1] and len(closed) > len(committed)
+    assert committed and kinds[0] == kinds[1]
 
 
 def test_an_expressive_turn_orders_its_tokens_and_can_be_closed(
