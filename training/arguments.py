@@ -6,18 +6,21 @@ makes nano). What the command line says as well wins.
 
 import argparse
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import yaml
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 CPU = torch.device("cpu")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SECTIONS = {"units", "encoder", "hubert", "vocoder", "tokenizer", "lm", "pitch", "style"}
 Settings = TypeVar("Settings", bound="DataclassInstance")
 
@@ -64,6 +67,25 @@ def parse(
         parser.error(f"--device {args.device}: this torch sees no CUDA device; leave it out for the CPU")
     torch.set_num_threads(args.threads)
     return args
+
+
+def check_precision(precision: str) -> None:
+    """Raises ValueError where `precision` is none of `PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+
+
+@contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """The context of a forward pass in `precision`; weights, their gradients and the losses stay float32.
+
+    On a CPU bf16 pays where there is AMX (matrix products 4 to 6 times as fast as in float32), and nowhere else;
+    torch's flash attention loses there what the products win, so attention is spelled out.
+    """
+    with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"), ExitStack() as stack:
+        if device.type == "cpu" and precision != "fp32":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
 
 
 def add_settings(parser: argparse.ArgumentParser, defaults: "DataclassInstance", but: Collection[str] = ()) -> None:

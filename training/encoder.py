@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from spiritrt.models.checkpoints import save_part
+from spiritrt.models.checkpoints import Checkpoint, find, save_part
 from spiritrt.models.hubert import EncoderLayer, Hubert, HubertConfig, LinearQuantizer, encode_units
-from spiritrt.training.arguments import CPU, add_settings, launch, parse, settings
+from spiritrt.models.weights import load_weights
+from spiritrt.training.arguments import CPU, add_settings, autocast, launch, parse, settings
 from spiritrt.training.augment import Augmentation, augment
-from spiritrt.training.checkpoint import Average, Budget, Schedule, check_origin, rounded, set_lr
+from spiritrt.training.checkpoint import Average, Budget, Schedule, check_origin, digest, rounded, set_lr
 from spiritrt.training.corpora.manifest import AudioStore, of_units, read_corpora
 from spiritrt.training.encoder_data import EncoderData, EncoderTraining, Targets, Units, read_targets
 from spiritrt.training.loop import resume, train
@@ -116,16 +117,34 @@ class EncoderTrainer:
         self.step_index = 0
 
     def step(self) -> dict[str, float]:
-        sound, units, probs = (column.to(self.device) for column in self.data.batch(self.step_index))
+        many = self.training.accumulate
         set_lr(self.optimizer, self.schedule(self.step_index))
         self.model.train()
+        figures: dict[str, float] = {}
+        for index in range(self.step_index * many, (self.step_index + 1) * many):
+            loss, of_batch = self.loss(index)
+            (loss / many).backward()
+            for name, value in of_batch.items():
+                figures[name] = figures.get(name, 0.0) + value / many
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update(self.model, self.step_index)
+        self.step_index += 1
+        return figures
+
+    def loss(self, index: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss of batch `index`, and its figures."""
+        sound, units, probs = (column.to(self.device) for column in self.data.batch(index))
         hubert = self.model["hubert"]
         assert isinstance(hubert, Hubert)
-        local = hubert.layer_norm(self.convolve(sound).transpose(1, 2))
-        spectrum_loss = F.mse_loss(self.model["spectrum"](local), frame_spectra(sound))
-        sees = self.data.sees(self.step_index, units.shape[1])
-        features = hubert.encoder(hubert.post_extract_proj(local), None if sees is None else sees.to(self.device))
-        logits = self.model["quantizer"](features)[..., :N_UNITS]
+        sees = self.data.sees(index, units.shape[1])
+        with autocast(self.device, self.training.precision):
+            local = hubert.layer_norm(self.convolve(sound).transpose(1, 2))
+            spectra = self.model["spectrum"](local)
+            features = hubert.encoder(hubert.post_extract_proj(local), None if sees is None else sees.to(self.device))
+            logits = self.model["quantizer"](features)[..., :N_UNITS].float()
+        spectrum_loss = F.mse_loss(spectra.float(), frame_spectra(sound))
         log_probs = F.log_softmax(logits, dim=-1)
         unit_loss = -(log_probs.gather(-1, units) * probs).sum(-1).mean()
         phone_of = self.data.phone_of.to(self.device)
@@ -133,20 +152,29 @@ class EncoderTrainer:
         phone_loss = -(phone_target * (log_probs.exp() @ phone_of + 1e-6).log()).sum(-1).mean()
         t = self.training
         loss = unit_loss + t.phone_weight * phone_loss + t.spectrum_weight * spectrum_loss - 0.03 * log_probs.mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.average.update(self.model, self.step_index)
-        self.step_index += 1
         made = logits.argmax(-1)
         phone_hits = (phone_of[made] * phone_of[units[..., 0]]).sum(-1)
-        return {
+        return loss, {
             "loss": float(unit_loss.detach()),
             "accuracy": float((made == units[..., 0]).float().mean()),
             "phone_accuracy": float(phone_hits.mean()),
             "spectrum": float(spectrum_loss.detach()),
         }
+
+    def begin_from(self, checkpoint: Checkpoint) -> None:
+        """Take the encoder and the quantizer of a family for a beginning.
+
+        Raises ValueError where they have another shape, or the family's units are others.
+        """
+        inventory = checkpoint.folder / "inventory.json"
+        if not inventory.is_file() or digest(json.loads(inventory.read_text("utf-8"))) != self.data.made_of["units"]:
+            raise ValueError(f"{checkpoint.folder} has other units, or does not name them in inventory.json")
+        for name in ("hubert", "quantizer"):
+            part = checkpoint.part(name)
+            if part.config != {"hubert": HUBERT_CONFIG, "quantizer": QUANTIZER_CONFIG}[name]:
+                raise ValueError(f"the {name} of {checkpoint.folder} has another shape than this encoder")
+            load_weights(self.model[name], part.load())
+        self.average = Average(self.model)
 
     def state(self) -> dict[str, object]:
         return {
@@ -242,6 +270,7 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile the convolution stack (needs a C++ compiler)"
     )
+    parser.add_argument("--begin", help="a family of the same units whose encoder to go on from")
     parser.add_argument("--export-only", action="store_true", help="export the last checkpoint without training")
     args = parse(parser, "encoder")
     training = settings(EncoderTraining, args)
@@ -254,6 +283,8 @@ def main() -> None:
     data = EncoderData(store, targets, inventory, silence_unit, training)
     trainer = EncoderTrainer(data, training, args.compile, args.device)
     path = args.out / "encoder.ckpt"
+    if args.begin and not path.is_file():
+        trainer.begin_from(find(args.begin))
     resume(trainer, path)
     if not args.export_only:
         train(trainer, training.steps, path, args.out / "encoder.log", Budget(args.minutes))

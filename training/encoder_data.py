@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spiritrt.training.arguments import check_precision
 from spiritrt.training.augment import Augmentation, augment, change_speed, draw_speed
 from spiritrt.training.checkpoint import digest
 from spiritrt.training.corpora.manifest import UNLABELLED, AudioStore, Clip, of_units
@@ -21,7 +22,8 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class EncoderTraining:
-    """How the encoder is trained; `batch_frames` frames of 40 ms a step, cut in crops of one of `crop_frames`.
+    """How the encoder is trained; `batch_frames` frames of 40 ms a batch, cut in crops of one of `crop_frames`, and
+    `accumulate` batches a step.
 
     `teacher_share` is how much of the targets is the teacher's where phone times are known as well (`read_targets`).
     The share of augmented crops grows from none to `augmented_share` over `clean_steps`. `phone_weight` weighs the loss
@@ -32,6 +34,7 @@ class EncoderTraining:
 
     steps: int = 11200
     batch_frames: int = 256
+    accumulate: int = 1
     crop_frames: tuple[int, ...] = (40, 80)
     lr: float = 1.2e-3
     dropout: float = 0.15
@@ -47,9 +50,13 @@ class EncoderTraining:
     chunk_frames: int = 4
     look_ahead_frames: int = 8
     augmentation: Augmentation = field(default_factory=Augmentation)
+    precision: str = "fp32"
     seed: int = 7
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
         if not self.crop_frames or min(self.crop_frames) < 2 or max(self.crop_frames) > self.batch_frames:
             raise ValueError(f"crop_frames must lie in 2..batch_frames ({self.batch_frames}), got {self.crop_frames}")
         if self.clean_steps < 1 or self.phone_weight < 0 or not 0 <= self.augmented_share <= 1:

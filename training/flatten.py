@@ -6,8 +6,9 @@ rate: each frame of 40 ms then holds a whole number of periods, which a stack of
 
     python -m spiritrt.training.flatten --out build/nano
 
-Writes `flat/audio.npy` and `flat/audio.json`, the clips of the voices to be learnt and of those that help to. Source of
-the analysis and the synthesis: WORLD (Morise et al., 2016, IEICE Trans. E99-D).
+Writes `flat/audio.npy` and `flat/audio.json`, the clips of the voices to be learnt and of those that help to, and
+`flat/notes.json`; `--more` adds the clips that are not there yet, on the notes that are. Source of the analysis and the
+synthesis: WORLD (Morise et al., 2016, IEICE Trans. E99-D).
 """
 
 import argparse
@@ -74,22 +75,31 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/nano"), help="folder with audio.npy and audio.json")
     parser.add_argument("--speakers", nargs="+", help="voices to keep (default: nano's own, else all that are there)")
     parser.add_argument("--others-from", type=int, help="and every voice with so many training utterances")
+    parser.add_argument("--more", action="store_true", help="keep what was made before, and add what is not there yet")
     args = parser.parse_args()
     store = AudioStore(args.out)
     speakers = speakers_of(store, args.speakers)
     if args.others_from is not None:
         lines = training_lines(store)
         speakers += tuple(sorted(s for s in lines if lines[s] >= args.others_from and s not in speakers))
-    notes, made = {}, []
+    flat = args.out / "flat"
+    before = AudioStore(flat) if args.more else None
+    notes: dict[str, float] = json.loads((flat / "notes.json").read_text("utf-8")) if before else {}
+    made = []
     for speaker in speakers:
-        clips = [clip for clip in store.clips.values() if clip.speaker == speaker]
+        clips = [c for c in store.clips.values() if c.speaker == speaker and not (before and c.id in before.clips)]
         sounds = [store.read(clip).astype(np.float64) for clip in clips]
         tracks = [pitch(sound) for sound in tqdm(sounds, desc=f"{speaker}, pitch", file=sys.stderr)]
-        notes[speaker] = note(np.concatenate([f0 for f0, _ in tracks]))
+        if speaker not in notes:
+            notes[speaker] = note(np.concatenate([f0 for f0, _ in tracks]))
         for clip, sound, (f0, times) in zip(tqdm(clips, desc=speaker, file=sys.stderr), sounds, tracks, strict=True):
             made.append((clip, flattened(sound, f0, times, notes[speaker]).astype(np.float32)))
-    (args.out / "flat").mkdir(exist_ok=True)
-    AudioStore.write(args.out / "flat", made)
+    flat.mkdir(exist_ok=True)
+    (flat / "notes.json").write_text(json.dumps(notes), encoding="utf-8")
+    if before:
+        before.extend(flat, made)
+    else:
+        AudioStore.write(flat, made)
     print(json.dumps({"clips": len(made), "notes_hz": notes}))
 
 

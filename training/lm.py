@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -31,8 +31,18 @@ from spiritrt.models.checkpoints import Checkpoint, find, save_part
 from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.models.weights import load_weights
 from spiritrt.tokens.text import Tokenizer
-from spiritrt.training.arguments import CPU, add_settings, launch, parse, settings
+from spiritrt.training.arguments import (
+    CPU,
+    PRECISIONS,
+    add_settings,
+    autocast,
+    check_precision,
+    launch,
+    parse,
+    settings,
+)
 from spiritrt.training.batches import Batch, BatchStream
+from spiritrt.training.checkpoint import file_digest
 from spiritrt.training.interleave import SpanPlan
 from spiritrt.training.lm_data import MIXES, Documents, load_documents
 from spiritrt.training.muon import Muon
@@ -42,12 +52,14 @@ from spiritrt.training.shards import Shard, tokenizer_versions
 from spiritrt.training.tokenizer import ROWS, NanoTokenizer
 
 OF_SHARDS = ("text", "context", "text_words", "speech_words")  # options, None where they are not given
-OF_UNITS = ("units", "heard", "mix", "prose")
+OF_UNITS = ("units", "heard", "mix", "prose", "begin")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Shape of the model and of its training; `minutes` is the whole budget, over all resumed runs.
+
+    An optimizer step reads `accumulate` batches of `batch_tokens`.
 
     With `steps` above 0 the schedule follows steps instead of time, and a resumed run repeats an unbroken one exactly.
     """
@@ -57,6 +69,7 @@ class Plan:
     heads: int = 4
     inner: int = 704
     batch_tokens: int = 4096
+    accumulate: int = 1
     matrix_rate: float = 4e-3
     other_rate: float = 2e-3
     weight_decay: float = 0.02
@@ -64,10 +77,12 @@ class Plan:
     clip: float = 1.0
     minutes: float = 60.0
     steps: int = 0
+    precision: str = "fp32"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "heads", "inner", "batch_tokens"):
+        check_precision(self.precision)
+        for name in ("width", "layers", "heads", "inner", "batch_tokens", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % self.heads:
@@ -148,6 +163,19 @@ class Start:
         tensors = part.load()
         return cls(part.config, tensors, checkpoint.reply if checkpoint.reply == "chain" else None, digest_of(tensors))
 
+    @classmethod
+    def of_units(cls, checkpoint: Checkpoint, out: Path, plan: Plan) -> Start:
+        """The language model of a family, to go on from in `out` with nano's documents.
+
+        Raises ValueError where it has none, or where its tokenizer is not that of `out`.
+        """
+        if "lm" not in checkpoint.parts:
+            raise ValueError(f"{checkpoint.folder} has no language model to begin from")
+        folders = (checkpoint.tokenizer or checkpoint.folder, out)
+        if len({file_digest(folder / "tokenizer.model", folder / "tokenizer_config.json") for folder in folders}) > 1:
+            raise ValueError(f"{folders[0]} and {out} have different tokenizers: copy those of the former")
+        return replace(cls.of(checkpoint, plan, ROWS), reply="chain")
+
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """Names and bytes of weights, in short."""
@@ -177,7 +205,7 @@ class Trainer:
         chosen = {id(p) for p in matrices}
         others = [p for p in self.model.parameters() if id(p) not in chosen]
         self.optimizers: list[torch.optim.Optimizer] = [
-            Muon(matrices, lr=plan.matrix_rate, weight_decay=plan.weight_decay),
+            Muon(matrices, lr=plan.matrix_rate, weight_decay=plan.weight_decay, dtype=PRECISIONS[plan.precision]),
             torch.optim.AdamW(others, lr=plan.other_rate, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self.rates = (plan.matrix_rate, plan.other_rate)
@@ -193,12 +221,17 @@ class Trainer:
         return min(1.0, self.spent_s / (60 * self.plan.minutes))
 
     def step(self) -> float:
-        """One optimizer step; the loss of its batch in nats a token."""
+        """One optimizer step; the mean loss of its batches in nats a token."""
         begin = time.monotonic()
         scale = min(1.0, (self.steps_done + 1) / self.plan.warmup_steps) * max(0.01, 1 - self.progress)
-        batch = self.stream.next().to(self.device)
-        loss = loss_of(self.model, batch)
-        loss.backward()
+        loss = 0.0
+        for _ in range(self.plan.accumulate):
+            batch = self.stream.next().to(self.device)
+            with autocast(self.device, self.plan.precision):
+                share = loss_of(self.model, batch) / self.plan.accumulate
+            share.backward()
+            loss += float(share.detach())
+            self.tokens += batch.tokens
         nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             for group in optimizer.param_groups:
@@ -206,9 +239,8 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
-        self.tokens += batch.tokens
         self.spent_s += time.monotonic() - begin
-        return float(loss.detach())
+        return loss
 
     def save(self, path: Path) -> None:
         """Write everything to `path`; a reader never sees half of it."""
@@ -380,13 +412,14 @@ def main() -> None:
     parser.add_argument(
         "--mix", choices=sorted(MIXES), help="without --shards: which documents, in which shares (nano)"
     )
+    parser.add_argument("--begin", help="without --shards: a family whose language model to go on from")
     parser.add_argument("--packed", action="store_true", help="several documents a row, none seeing another")
     add_settings(parser, Plan())
     args = parse(parser, "lm")
     refuse_idle(parser, args)
     plan = settings(Plan, args)
     documents: Documents | ShardDocuments
-    start: Start | None = None
+    start: Start | None = Start.of_units(find(args.begin), args.out, plan) if args.begin else None
     if args.shards:
         spans = SpanPlan(tuple(args.text_words or (3, 10)), tuple(args.speech_words or (3, 8)))
         context = 512 if args.context is None else args.context

@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024): momentum whose matrices are orthogonalised before each step.
 
-Matrices of one shape are stepped together, and the Newton-Schulz iteration runs in float32: on CPUs that is 1.7 times
-faster than `torch.optim.Muon`, which iterates matrix by matrix in bf16.
+Matrices of one shape are stepped together, and the Newton-Schulz iteration runs in float32 by default: on CPUs without
+AMX that is 1.7 times faster than `torch.optim.Muon`, which iterates matrix by matrix in bf16.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Matrices [N, R, C] with their singular values moved to about 1 (0.7 to 1.2), by Newton-Schulz."""
+def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Matrices [N, R, C] with their singular values moved to about 1 (0.7 to 1.2), by Newton-Schulz in `dtype`."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + torch.baddbmm(b * gram, gram, gram, alpha=c) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -35,12 +35,19 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, matrices: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        matrices: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        """`dtype` is that of the Newton-Schulz iteration."""
         matrices = list(matrices)
         if bad := [tuple(p.shape) for p in matrices if p.ndim != 2]:
             raise ValueError(f"Muon steps matrices only, got a parameter of shape {bad[0]}")
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -61,6 +68,8 @@ class Muon(torch.optim.Optimizer):
                     average.lerp_(gradient, 1 - group["momentum"])
                     updates.append(gradient.lerp(average, group["momentum"]))
                 size = 0.2 * max(shape) ** 0.5 * group["lr"]
-                for parameter, update in zip(parameters, orthogonalise(torch.stack(updates)), strict=True):
+                for parameter, update in zip(
+                    parameters, orthogonalise(torch.stack(updates), dtype=self.dtype), strict=True
+                ):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-size)

@@ -47,7 +47,7 @@ from spiritrt.models.checkpoints import find, save_part
 from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.models.weights import load_weights
 from spiritrt.tokens.text import Tokenizer
-from spiritrt.training.arguments import launch
+from spiritrt.training.arguments import PRECISIONS, check_precision, launch
 from spiritrt.training.batches import BatchStream
 from spiritrt.training.checkpoint import check_origin, file_digest
 from spiritrt.training.interleave import SpanPlan
@@ -56,7 +56,6 @@ from spiritrt.training.packing import Packed
 from spiritrt.training.shard_documents import ShardDocuments, TokenMix, read_text, shard_version
 from spiritrt.training.shards import Shard, tokenizer_versions
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LATEST = "latest"
 
 
@@ -91,8 +90,7 @@ class PretrainPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        check_precision(self.precision)
         if self.context > self.tokens_a_batch or self.tokens_a_step % self.tokens_a_batch:
             raise ValueError(
                 f"tokens_a_batch ({self.tokens_a_batch}) must hold a context ({self.context}) and divide tokens_a_step "

@@ -3,7 +3,7 @@ then the duration predictor.
 
 Units carry no pitch, and what the input cannot tell the output can only blur: `spiritrt.training.flatten` puts the
 sound on one note a voice first. With `--shards` of an Expressive family pitch and style codes are inputs as well, and
-the sound stays as it was; `--begin` starts from a Base vocoder, whose voices it keeps.
+the sound stays as it was. `--begin` starts from another vocoder, whose voices keep their numbers.
 
     python -m spiritrt.training.flatten --out build/nano
     python -m spiritrt.training.vocoder --out build/nano --sound build/nano/flat --minutes 30
@@ -13,18 +13,19 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from tqdm import tqdm
 
 from spiritrt.models.checkpoints import find, save_part
 from spiritrt.models.hubert import Hubert, hubert_from_official
 from spiritrt.models.vocoder import ResidualBlock, Vocoder, VocoderConfig, vocoder_from_official
-from spiritrt.training.arguments import CPU, add_settings, launch, parse, settings
+from spiritrt.training.arguments import CPU, add_settings, autocast, launch, parse, settings
 from spiritrt.training.checkpoint import (
     Average,
     Budget,
@@ -96,7 +97,8 @@ def folded(vocoder: Vocoder, average: Average | None, config: Mapping[str, objec
 
 @torch.no_grad()
 def begin_from(vocoder: Vocoder, base: Vocoder) -> None:
-    """Gives an Expressive `vocoder` the weights of a Base one: it sounds the same until pitch and style are learnt.
+    """Gives `vocoder` the weights of another; an Expressive one sounds like the Base one it begins with until pitch and
+    style are learnt.
 
     The inputs are units, pitch, style and speaker, `embedding_dim` channels each; those of pitch and style start at 0.
     """
@@ -114,7 +116,8 @@ def begin_from(vocoder: Vocoder, base: Vocoder) -> None:
             conv.bias.copy_(given.bias)
     for name, value in base.named_parameters():
         if name.startswith(("dict.", "spkr.", "dur_predictor.")):
-            own[name][: len(value)].copy_(value)
+            rows = min(len(value), len(own[name]))
+            own[name][:rows].copy_(value[:rows])
 
 
 def fit_durations(vocoder: Vocoder, lines: list[Units], seed: int, steps: int, batch: int = 16) -> None:
@@ -177,8 +180,8 @@ class VocoderTrainer:
         hubert: Hubert | None = None,
         device: torch.device = CPU,
     ) -> None:
-        """`config` is of what is shipped, without `training.others`; `base` is a Base vocoder whose weights an
-        Expressive one begins with; `hubert` listens to what is made."""
+        """`config` is of what is shipped, without `training.others`; `base` is a Base vocoder to begin with the weights
+        of; `hubert` listens to what is made."""
         torch.manual_seed(training.seed)
         self.data, self.training, self.config, self.device = data, training, dict(config), device
         self.vocoder, self.discriminators = build_vocoder(with_speakers(config, training.voices)), Discriminators()
@@ -202,41 +205,60 @@ class VocoderTrainer:
         return t.gan_lr
 
     def step(self) -> dict[str, float]:
-        t = self.training
-        crops = self.data.batch(self.step_index).to(self.device)
-        real = crops.sound
+        many, adversaries = self.training.accumulate, self.step_index >= self.training.gan_from
         set_lr(self.optimizer, self.learning_rate())
-        made = self.vocoder(crops.units, crops.speakers, pitch=crops.pitch, style=crops.style)
-        spectral = self.loss(made, real)
-        losses = {"spectral": float(spectral.detach())}
-        total = spectral
-        if self.hearing:
-            heard = self.hearing(made, real)
-            total = total + HEARING_WEIGHT * heard
-            losses["heard"] = float(heard.detach())
-        if self.step_index >= t.gan_from:
-            rng = np.random.default_rng((t.seed, self.step_index, 1))
-            first = int(rng.integers(t.frames - t.gan_frames + 1)) * HOP_SAMPLES
-            a, b = (x[:, first : first + t.gan_frames * HOP_SAMPLES] for x in (made, real))
-            d_loss = discriminator_loss(self.discriminators(a.detach()), self.discriminators(b))
-            self.d_optimizer.zero_grad(set_to_none=True)
-            d_loss.backward()
-            self.d_optimizer.step()
-            self.discriminators.requires_grad_(False)
-            with torch.no_grad():
-                of_real = self.discriminators(b)
-            of_made = self.discriminators(a)
-            self.discriminators.requires_grad_(True)
-            adversarial, features = adversarial_loss(of_made), feature_loss(of_made, of_real)
-            total = total + ADVERSARIAL_WEIGHT * adversarial + FEATURE_WEIGHT * features
-            losses |= {"d": float(d_loss.detach()), "g": float(adversarial.detach()), "fm": float(features.detach())}
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        losses: dict[str, float] = {}
+        for index in range(self.step_index * many, (self.step_index + 1) * many):
+            loss, of_batch = self.losses(index, adversaries)
+            (loss / many).backward()
+            for name, value in of_batch.items():
+                losses[name] = losses.get(name, 0.0) + value / many
         nn.utils.clip_grad_norm_(self.vocoder.parameters(), 5.0)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if adversaries:
+            self.d_optimizer.step()
+            self.d_optimizer.zero_grad(set_to_none=True)
         self.average.update(self.vocoder, self.step_index)
         self.step_index += 1
         return losses
+
+    def losses(self, index: int, adversaries: bool) -> tuple[Tensor, dict[str, float]]:
+        """The generator's loss of batch `index`, and its parts; the discriminators, where they take part, get the
+        gradients of theirs."""
+        crops = self.data.batch(index).to(self.device)
+        real = crops.sound
+        with self.autocast():
+            made = self.vocoder(crops.units, crops.speakers, pitch=crops.pitch, style=crops.style)
+        made = made.float()
+        total = self.loss(made, real)
+        losses = {"spectral": float(total.detach())}
+        if self.hearing:
+            with self.autocast():
+                heard = self.hearing(made, real)
+            total = total + HEARING_WEIGHT * heard
+            losses["heard"] = float(heard.detach())
+        if adversaries:
+            t = self.training
+            rng = np.random.default_rng((t.seed, index, 1))
+            first = int(rng.integers(t.frames - t.gan_frames + 1)) * HOP_SAMPLES
+            a, b = (x[:, first : first + t.gan_frames * HOP_SAMPLES] for x in (made, real))
+            with self.autocast():
+                of_real = self.discriminators(b)
+                d_loss = discriminator_loss(self.discriminators(a.detach()), of_real)
+            (d_loss / t.accumulate).backward()
+            self.discriminators.requires_grad_(False)
+            with self.autocast():
+                of_made = self.discriminators(a)
+            self.discriminators.requires_grad_(True)
+            of_real = [(score.detach(), [x.detach() for x in features]) for score, features in of_real]
+            adversarial, features = adversarial_loss(of_made), feature_loss(of_made, of_real)
+            total = total + ADVERSARIAL_WEIGHT * adversarial + FEATURE_WEIGHT * features
+            losses |= {"d": float(d_loss.detach()), "g": float(adversarial.detach()), "fm": float(features.detach())}
+        return total, losses
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return autocast(self.device, self.training.precision)
 
     def state(self) -> dict[str, object]:
         return {
@@ -283,7 +305,7 @@ def main() -> None:
     parser.add_argument(
         "--shards", type=Path, nargs="+", default=[], help="of an Expressive family: its codes as inputs"
     )
-    parser.add_argument("--begin", help="with --shards: a Base family whose vocoder it begins with")
+    parser.add_argument("--begin", help="a family whose vocoder it begins with; with --shards a Base family")
     wide = OFFICIAL_CONFIG["upsample_initial_channel"]
     parser.add_argument("--channels", type=int, default=wide, help="of the first layer; halved by each of the others")
     args = parse(parser, "vocoder")
@@ -306,9 +328,9 @@ def main() -> None:
     if args.shards:
         codes, config = read_codes(args.shards, find(str(args.model)))
         name = "vocoder_expressive"
-        if args.begin:
-            part = find(args.begin).part("vocoder")
-            base = vocoder_from_official(part.config, part.load())
+    if args.begin:
+        part = find(args.begin).part("vocoder")
+        base = vocoder_from_official(part.config, part.load())
     config = with_speakers(config, speakers) | {"upsample_initial_channel": args.channels}
     hubert = None
     if not args.spectral_only:

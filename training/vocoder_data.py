@@ -13,6 +13,7 @@ from torch import Tensor
 from spiritrt.models.checkpoints import Checkpoint
 from spiritrt.models.pitch import PitchQuantizerConfig
 from spiritrt.models.style import StyleConfig
+from spiritrt.training.arguments import check_precision
 from spiritrt.training.checkpoint import digest
 from spiritrt.training.corpora.manifest import UNLABELLED, AudioStore, Clip, unit_lines
 from spiritrt.training.shards import Shard, Tokenized, tokenizer_versions
@@ -91,7 +92,7 @@ class Crops:
 
 @dataclass(frozen=True, slots=True)
 class VocoderTraining:
-    """How the vocoder is trained; times in frames of 40 ms, steps are optimizer steps.
+    """How the vocoder is trained; times in frames of 40 ms, steps are optimizer steps of `accumulate` batches.
 
     `others` are voices that help to learn how units sound, in `others_share` of the crops; they are not shipped.
     """
@@ -99,6 +100,7 @@ class VocoderTraining:
     steps: int = 11000
     gan_from: int = 11000
     batch: int = 2
+    accumulate: int = 1
     frames: int = 32
     lr: float = 1e-3
     gan_lr: float = 2e-4
@@ -109,11 +111,16 @@ class VocoderTraining:
     speakers: tuple[str, ...] = SPEAKERS
     others: tuple[str, ...] = ()
     others_share: float = 0.35
+    precision: str = "fp32"
     seed: int = 7
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.frames, self.gan_frames) < 1 or self.gan_frames > self.frames:
-            raise ValueError(f"steps, batch and frames must be positive, gan_frames at most frames: {self}")
+        check_precision(self.precision)
+        if (
+            min(self.steps, self.batch, self.accumulate, self.frames, self.gan_frames) < 1
+            or self.gan_frames > self.frames
+        ):
+            raise ValueError(f"steps, batch, accumulate and frames must be positive, gan_frames at most frames: {self}")
         if len(set(self.voices)) != len(self.voices) or not self.speakers:
             raise ValueError(f"speakers and others must be names, each once, got {self.voices}")
         if not 0 <= self.others_share < 1:

@@ -39,7 +39,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def toy(folder: Path, augmentation: Augmentation = QUIET, **settings: float) -> EncoderData:
+def toy(folder: Path, augmentation: Augmentation = QUIET, **settings: float | str) -> EncoderData:
     """Two clips of tones, 200 ms each; the unit is the number of the tone."""
     rng = np.random.default_rng(1)
     clips, targets = [], {}
@@ -121,6 +121,57 @@ def test_a_few_steps_learn_and_a_resumed_run_repeats(tmp_path):
     assert state is not None
     resumed.resume(state)
     assert [resumed.step()["loss"] for _ in range(2)] == following
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_of_two_batches_has_the_mean_of_their_gradients(tmp_path, precision):
+    data = toy(tmp_path, precision=precision, accumulate=2)
+    trainer = EncoderTrainer(data, data.training)
+    trainer.model.train()
+    alone = []
+    for index in (0, 1):
+        loss, _ = trainer.loss(index)
+        alone.append(torch.autograd.grad(loss, trainer.model["quantizer"][0].weight)[0])
+    seen = []
+    trainer.model["quantizer"][0].weight.register_post_accumulate_grad_hook(
+        lambda weight: seen.append(weight.grad.clone())
+    )
+    figures = trainer.step()
+    torch.testing.assert_close(seen[-1], (alone[0] + alone[1]) / 2, rtol=1e-3, atol=1e-6)
+    assert trainer.step_index == 1 and figures["loss"] > 0
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+    for bad in ({"precision": "fp8"}, {"accumulate": 0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            EncoderTraining(**bad)
+
+
+def test_bf16_learns_the_same_losses_within_its_precision(tmp_path):
+    losses = []
+    for precision in ("fp32", "bf16"):
+        data = toy(tmp_path, precision=precision)
+        trainer = EncoderTrainer(data, data.training)
+        losses.append([trainer.step()["loss"] for _ in range(4)])
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.03)
+
+
+def test_an_encoder_begins_with_that_of_a_family_of_the_same_units(tmp_path):
+    data = toy(tmp_path)
+    first = EncoderTrainer(data, data.training)
+    first.step()
+    hubert, quantizer = export(first, tmp_path / "family")
+    second = EncoderTrainer(data, data.training)
+    with pytest.raises(ValueError, match="does not name them"):
+        second.begin_from(find(tmp_path / "family"))
+    inventory = tmp_path / "family" / "inventory.json"
+    inventory.write_text(json.dumps([str(n // 10) for n in range(N_UNITS)]))
+    second.begin_from(find(tmp_path / "family"))
+    waveform = torch.from_numpy(data.store.read(data.labelled[0]))
+    assert torch.equal(encode_units(*second.shipped(), waveform), encode_units(hubert, quantizer, waveform))
+    assert second.step()["loss"] > 0
+    inventory.write_text(json.dumps(["a"] * N_UNITS))
+    with pytest.raises(ValueError, match="other units"):
+        second.begin_from(find(tmp_path / "family"))
 
 
 def test_a_state_of_other_units_is_refused(tmp_path):

@@ -66,6 +66,25 @@ def test_every_clip_comes_out_on_its_voices_note(tmp_path: Path, monkeypatch: py
         assert np.abs(sound[: len(before) // 10]).max() < 0.01  # silence stays where it was
 
 
+def test_more_clips_join_on_the_notes_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("pyworld", reason="comes with the train extra")
+    clip, sound = Clip("a", 0, 0, "low", "neutral", "train"), gliding(0.8, 90, 110).astype(np.float32)
+    AudioStore.write(tmp_path, [(clip, sound)])
+    monkeypatch.setattr(sys, "argv", ["flatten", "--out", str(tmp_path)])
+    flatten.main()
+    before = AudioStore(tmp_path / "flat").read(AudioStore(tmp_path / "flat").clips["a"])
+    higher = Clip("b", 0, 0, "low", "neutral", "train"), gliding(0.8, 180, 260).astype(np.float32)
+    other = Clip("c", 0, 0, "new", "neutral", "train"), gliding(0.8, 180, 260).astype(np.float32)
+    AudioStore(tmp_path).extend(tmp_path, [higher, other])
+    monkeypatch.setattr(sys, "argv", ["flatten", "--out", str(tmp_path), "--more"])
+    flatten.main()
+    store = AudioStore(tmp_path / "flat")
+    assert list(store.clips) == ["a", "b", "c"] and np.array_equal(store.read(store.clips["a"]), before)
+    assert json.loads((tmp_path / "flat" / "notes.json").read_text()) == {"low": 100.0, "new": 225.0}
+    f0, _ = flatten.pitch(store.read(store.clips["b"]).astype(np.float64))
+    assert np.isclose(f0[f0 > 0], 100, rtol=0.02).mean() > 0.9
+
+
 def test_pulses_stand_at_the_same_places_of_every_unit():
     pytest.importorskip("pyworld", reason="comes with the train extra")
     # two voiced stretches with a pause that is no whole number of periods

@@ -1,6 +1,7 @@
 """What the corpus maker plans and how it reads times; the synthesizer itself is not run here."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -50,6 +51,15 @@ def test_a_second_corpus_says_nothing_of_the_first_and_keeps_the_held_out_voice_
     singles = [order for order in second if order.role == "single"]
     assert sum(order.speaker in VOCODER_VOICES for order in singles) > 0.35 * len(singles)
     assert {order.text for order in second if order.kind == "prose"} == set(prose)
+
+
+def test_all_lines_are_said_by_the_voices_that_are_named():
+    made = orders(
+        Recipe(0.4, 5, blends=0.5, vocoder_voices=1.0, only=("af_heart", "af_heart", "bf_emma"), training_only=True)
+    )
+    voices = Counter(order.speaker for order in made)
+    assert voices.keys() == {"af_heart", "bf_emma"} and 0.55 < voices["af_heart"] / len(made) < 0.78
+    assert {order.role for order in made} == {"user", "assistant", "single"}
 
 
 def test_a_blend_is_the_weighted_mean_of_its_voices(tmp_path):

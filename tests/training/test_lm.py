@@ -6,12 +6,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spiritrt.models.checkpoints import find
+from spiritrt.models.checkpoints import find, save_part
 from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.tokens.text import Tokenizer
 from spiritrt.training import tokenizer
@@ -19,7 +20,7 @@ from spiritrt.training.batches import BatchStream, group_by_length, make_batch
 from spiritrt.training.corpora.pronounce import find_lexicons, phonemise, split_phones
 from spiritrt.training.corpora.text import sentence
 from spiritrt.training.interleave import BOS, EOS, deduplicate, speech_of, text_of
-from spiritrt.training.lm import Plan, Trainer, loss_of, main, run
+from spiritrt.training.lm import Plan, Start, Trainer, loss_of, main, run
 from spiritrt.training.lm_data import MIXES, Documents, Mix, load_documents
 from spiritrt.training.muon import Muon, orthogonalise
 from spiritrt.training.packing import Packed
@@ -278,6 +279,49 @@ def test_a_resumed_run_repeats_an_unbroken_one(documents, tmp_path):
         other.load(tmp_path / "lm.pt")
 
 
+def test_a_step_of_two_batches_has_the_mean_of_their_gradients(documents):
+    torch.set_num_threads(1)
+    alone, both = (Trainer(replace(TINY, accumulate=many), stream_of(documents)) for many in (1, 2))
+    batches = [both.stream.next() for _ in range(2)]
+    weight = alone.model.lm_head.weight
+    gradients = [torch.autograd.grad(loss_of(alone.model, batch), weight)[0] for batch in batches]
+    both.stream.state = (0, 0)
+    seen = []
+    both.model.lm_head.weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+    loss = both.step()
+    torch.testing.assert_close(seen[-1], (gradients[0] + gradients[1]) / 2)
+    assert loss == pytest.approx(sum(loss_of(alone.model, b).item() for b in batches) / 2, rel=1e-5)
+    assert both.tokens == sum(batch.tokens for batch in batches) and both.steps_done == 1
+
+
+def test_bf16_learns_the_same_losses_within_its_precision(documents):
+    torch.set_num_threads(1)
+    exact, rough = (Trainer(replace(TINY, precision=name), stream_of(documents)) for name in ("fp32", "bf16"))
+    losses = [[trainer.step() for _ in range(4)] for trainer in (exact, rough)]
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.02)
+    assert all(p.dtype == torch.float32 for p in rough.model.parameters())
+
+
+def test_training_begins_with_the_language_model_of_another_family(corpus, documents, tmp_path):
+    torch.set_num_threads(1)
+    first = Trainer(TINY, stream_of(documents))
+    first.step()
+    shutil.copytree(corpus, tmp_path / "family")
+    first.export(tmp_path / "family", tmp_path / "lm.pt")
+    start = Start.of_units(find(tmp_path / "family"), corpus, TINY)
+    second = Trainer(TINY, stream_of(documents), start)
+    for name, weight in first.model.state_dict().items():
+        torch.testing.assert_close(second.model.state_dict()[name], weight, rtol=0.01, atol=1e-4)
+    assert second.steps_done == 0 and second.reply == "chain"
+    save_part(tmp_path / "speech", "quantizer", {}, {"x": torch.zeros(1)})
+    with pytest.raises(ValueError, match="has no language model to begin from"):
+        Start.of_units(find(tmp_path / "speech"), corpus, TINY)
+    (tmp_path / "family" / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="different tokenizers"):
+        Start.of_units(find(tmp_path / "family"), corpus, TINY)
+
+
 @pytest.mark.parametrize(
     "changes", [{"packed": True}, {"tokens": 256}, {"tokens": 1024}, {"window": 16}, {"mix": Mix(context=128)}]
 )
@@ -402,6 +446,14 @@ def test_orthogonalise_moves_singular_values_to_one(shape):
     assert values.min() > 0.6 and values.max() < 1.3
 
 
+def test_orthogonalise_in_bf16_is_that_of_float32_within_its_precision():
+    torch.manual_seed(0)
+    matrices = torch.randn(2, 24, 40)
+    exact, rough = orthogonalise(matrices), orthogonalise(matrices, dtype=torch.bfloat16)
+    assert rough.dtype == torch.float32 and not torch.equal(exact, rough)
+    assert (exact - rough).norm() < 0.05 * exact.norm()
+
+
 def test_muon_refuses_vectors():
     with pytest.raises(ValueError, match=r"\(3,\)"):
         Muon([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
@@ -416,6 +468,9 @@ def test_edit_distance_and_medoid():
 def test_bad_plans_are_refused(corpus, documents):
     with pytest.raises(ValueError, match="heads"):
         Plan(width=30, heads=4)
+    for bad in ({"precision": "int4"}, {"accumulate": 0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            Plan(**bad)
     with pytest.raises(ValueError, match="poem"):
         Mix(shares={"poem": 1.0})
     with pytest.raises(ValueError, match="100"):

@@ -203,6 +203,45 @@ def test_a_few_steps_learn_and_a_resumed_run_repeats(tmp_path, gan_from, hears):
     assert [resumed.step() for _ in range(2)] == following
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_of_two_batches_has_the_mean_of_their_gradients(tmp_path, precision):
+    training = replace(SMALL, gan_from=0, accumulate=2, precision=precision)
+    trainer = VocoderTrainer(toy(tmp_path, training), training)
+    weight, judge = trainer.vocoder.conv_post.bias, trainer.discriminators.members[0].last.bias
+    alone = []
+    for index in (0, 1):
+        loss, _ = trainer.losses(index, True)
+        alone.append(torch.autograd.grad(loss, weight)[0])
+    of_judge, judge.grad = judge.grad, None
+    seen = []
+    for parameter in (weight, judge):
+        parameter.register_post_accumulate_grad_hook(lambda p: seen.append((p is weight, p.grad.clone())))
+    trainer.discriminators.zero_grad()
+    figures = trainer.step()
+    made = {own: gradient for own, gradient in seen}
+    torch.testing.assert_close(made[True], (alone[0] + alone[1]) / 2, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(made[False], of_judge, rtol=1e-3, atol=1e-5)
+    assert trainer.step_index == 1 and {"spectral", "d", "g", "fm"} <= figures.keys()
+    with pytest.raises(ValueError, match="accumulate"):
+        VocoderTraining(accumulate=0)
+    with pytest.raises(ValueError, match="'half'"):
+        VocoderTraining(precision="half")
+
+
+def test_a_vocoder_begins_with_the_sound_of_another_of_its_voices(tmp_path):
+    torch.manual_seed(4)
+    base = folded(build_vocoder(), None)
+    own, others = SPEAKERS[:2], SPEAKERS[2:3]
+    training = replace(SMALL, speakers=own, others=others)
+    data = toy(tmp_path, training)
+    trainer = VocoderTrainer(data, training, with_speakers(OFFICIAL_CONFIG, own), base)
+    units = torch.arange(12)
+    begun = folded(trainer.vocoder, trainer.average, with_speakers(OFFICIAL_CONFIG, own))
+    torch.testing.assert_close(
+        vocode_frames(begun, units, speaker=1), vocode_frames(base, units, speaker=1), atol=1e-5, rtol=1e-4
+    )
+
+
 def test_a_state_of_other_voices_or_units_is_refused(tmp_path):
     trainer = VocoderTrainer(toy(tmp_path), SMALL)
     state = trainer.state()

@@ -325,13 +325,15 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--blends", type=float, default=0.0, help="share of lines spoken by a blend of two voices")
     parser.add_argument("--vocoder-voices", type=float, default=0.0, help="share of single lines in a vocoder's voice")
+    parser.add_argument("--only", nargs="+", default=[], help="voices that say all lines, each as often as it is named")
     parser.add_argument("--prose", type=Path, help="sentences, one a line, for half of the single lines")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     known = [read_manifest(folder) for folder in args.beside]
     recipe = Recipe(
         hours=args.hours, seed=args.seed, prefix=args.prefix, blends=args.blends, vocoder_voices=args.vocoder_voices,
-        prose=tuple(args.prose.read_text("utf-8").splitlines()) if args.prose else (), training_only=bool(known),
+        only=tuple(args.only), prose=tuple(args.prose.read_text("utf-8").splitlines()) if args.prose else (),
+        training_only=bool(known),
     )  # fmt: skip
     planned = orders(recipe, frozenset(plain(u.text) for utterances in known for u in utterances))
     parts = args.out / "parts"

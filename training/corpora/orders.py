@@ -65,7 +65,8 @@ class Recipe:
 
     `prefix` goes before every id. `blends` is the share of user and single lines spoken by a blend of two voices,
     `vocoder_voices` that of single lines spoken by a voice of the vocoder, `prose` the sentences that half of the
-    single lines are taken from where there are any. `training_only` orders neither the held-out voice nor held-out
+    single lines are taken from where there are any. `only` are the voices that say all lines, whoever they are of, one
+    that is named twice twice as many. `training_only` orders neither the held-out voice nor held-out
     lines: for a corpus beside another that holds some out already.
     """
 
@@ -75,6 +76,7 @@ class Recipe:
     blends: float = 0.0
     vocoder_voices: float = 0.0
     prose: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
     training_only: bool = False
 
     def __post_init__(self) -> None:
@@ -105,7 +107,7 @@ def orders(recipe: Recipe, excluded: frozenset[str] = frozenset()) -> list[Order
             if prose and rng.random() < 0.5:
                 text, kind = prose[rng.randrange(len(prose))], "prose"
             speaker = rng.choice((*USERS, *ASSISTANTS))
-            if recipe.vocoder_voices and rng.random() < recipe.vocoder_voices:
+            if recipe.vocoder_voices and not recipe.only and rng.random() < recipe.vocoder_voices:
                 speaker = rng.choice(VOCODER_VOICES)
             else:
                 speaker = _voice(speaker, recipe, rng)
@@ -114,6 +116,7 @@ def orders(recipe: Recipe, excluded: frozenset[str] = frozenset()) -> list[Order
         else:
             pair, user, assistant = exchange(recipe.seed, index), rng.choice(USERS), rng.choice(ASSISTANTS)
             user = _voice(user, recipe, rng)
+            assistant = rng.choice(recipe.only) if recipe.only else assistant
             split = "test_voice" if user == HELD_OUT_VOICE else "test" if test else "train"
             name = f"{recipe.prefix}d{index:05d}"
             lines = [
@@ -131,6 +134,8 @@ def orders(recipe: Recipe, excluded: frozenset[str] = frozenset()) -> list[Order
 
 def _voice(drawn: str, recipe: Recipe, rng: random.Random) -> str:
     """The drawn voice, or a blend of two; the held-out voice is replaced where only training lines are wanted."""
+    if recipe.only:
+        return rng.choice(recipe.only)
     if recipe.blends and rng.random() < recipe.blends:
         first, second = rng.sample([voice for voice in (*USERS, *ASSISTANTS) if voice != HELD_OUT_VOICE], 2)
         share = rng.randrange(30, 71, 5)
