@@ -109,14 +109,16 @@ def check_minutes(minutes: float) -> None:
 
 
 class Budget:
-    """Wall-clock budget in minutes, and a second clock for periodic checkpoints.
+    """Wall-clock budget in minutes, `before_s` seconds of which were spent by earlier runs, and a second clock for
+    periodic checkpoints.
 
     As a context it lets Ctrl-C and SIGTERM end the training at the next step, with a checkpoint, instead of at once.
     """
 
-    def __init__(self, minutes: float, save_every_s: float = 120.0) -> None:
+    def __init__(self, minutes: float, save_every_s: float = 120.0, before_s: float = 0.0) -> None:
         check_minutes(minutes)
-        self.end = time.monotonic() + 60 * minutes
+        self.began = time.monotonic() - before_s
+        self.end = self.began + 60 * minutes
         self.save_every_s = save_every_s
         self.next_save = time.monotonic() + save_every_s
 
@@ -133,6 +135,10 @@ class Budget:
 
     def spent(self) -> bool:
         return time.monotonic() >= self.end
+
+    def spent_s(self) -> float:
+        """Seconds of all runs so far."""
+        return time.monotonic() - self.began
 
     def save_due(self) -> bool:
         """True once per `save_every_s` seconds."""

@@ -22,13 +22,14 @@ from tqdm import tqdm
 from spiritrt.models.checkpoints import Checkpoint, find, save_part
 from spiritrt.models.hubert import EncoderLayer, Hubert, HubertConfig, LinearQuantizer, encode_units
 from spiritrt.models.weights import load_weights
-from spiritrt.training.arguments import CPU, add_settings, autocast, launch, parse, settings
+from spiritrt.training.arguments import add_settings, autocast, launch, parse, settings
 from spiritrt.training.augment import Augmentation, augment
 from spiritrt.training.checkpoint import Average, Budget, Schedule, check_origin, digest, rounded, set_lr
 from spiritrt.training.corpora.manifest import AudioStore, of_units, read_corpora
 from spiritrt.training.encoder_data import EncoderData, EncoderTraining, Targets, Units, read_targets
-from spiritrt.training.loop import resume, train
+from spiritrt.training.loop import ALONE, resume, train
 from spiritrt.training.losses import mel_filters
+from spiritrt.training.processes import Place
 from spiritrt.training.units import (
     FRAME_SPAN_SAMPLES,
     HOP_SAMPLES,
@@ -86,10 +87,10 @@ class EncoderTrainer:
     """Encoder, quantizer, optimizer and their state; `step()` makes one optimizer step and returns its figures."""
 
     def __init__(
-        self, data: EncoderData, training: EncoderTraining, compiled: bool = False, device: torch.device = CPU
+        self, data: EncoderData, training: EncoderTraining, compiled: bool = False, place: Place = ALONE
     ) -> None:
         torch.manual_seed(training.seed)
-        self.data, self.training, self.device = data, training, device
+        self.data, self.training, self.place, self.device = data, training, place, place.device
         hubert = Hubert(HubertConfig.from_official(HUBERT_CONFIG), dropout=training.dropout)
         self.model = nn.ModuleDict(
             {
@@ -103,7 +104,7 @@ class EncoderTrainer:
             assert isinstance(layer, EncoderLayer)
             for linear in (layer.self_attn.out_proj, layer.fc2):
                 nn.init.normal_(linear.weight, std=0.02 / (2 * LAYERS) ** 0.5)
-        self.model.to(device)
+        self.model.to(self.device)
         decay = [p for p in self.model.parameters() if p.dim() > 1]
         plain = [p for p in self.model.parameters() if p.dim() <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -121,17 +122,18 @@ class EncoderTrainer:
         set_lr(self.optimizer, self.schedule(self.step_index))
         self.model.train()
         figures: dict[str, float] = {}
-        for index in range(self.step_index * many, (self.step_index + 1) * many):
+        for index in self.place.share(self.step_index, many):
             loss, of_batch = self.loss(index)
             (loss / many).backward()
             for name, value in of_batch.items():
                 figures[name] = figures.get(name, 0.0) + value / many
+        self.place.sum_gradients(self.model.parameters())
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.model, self.step_index)
         self.step_index += 1
-        return figures
+        return self.place.sum_figures(figures)
 
     def loss(self, index: int) -> tuple[Tensor, dict[str, float]]:
         """The loss of batch `index`, and its figures."""
@@ -281,13 +283,18 @@ def main() -> None:
     counts = np.bincount(np.concatenate([targets[u.id].units[:, 0] for u in utterances]), minlength=N_UNITS)
     silence_unit = int(np.argmax(counts * (np.array(inventory) == SILENCE)))
     data = EncoderData(store, targets, inventory, silence_unit, training)
-    trainer = EncoderTrainer(data, training, args.compile, args.device)
+    place = Place.take(args.device)
+    trainer = EncoderTrainer(data, training, args.compile, place)
     path = args.out / "encoder.ckpt"
     if args.begin and not path.is_file():
         trainer.begin_from(find(args.begin))
-    resume(trainer, path)
+    spent_s = resume(trainer, path)
     if not args.export_only:
-        train(trainer, training.steps, path, args.out / "encoder.log", Budget(args.minutes))
+        budget = Budget(args.minutes, before_s=spent_s)
+        train(trainer, training.steps, path, args.out / "encoder.log", budget, place=place)
+    place.leave()
+    if place.rank > 0:
+        return
     hubert, quantizer = export(trainer, args.model)
     encoded = encode_store(hubert, quantizer, store, [u.id for u in utterances])
     write_units(args.out / "encoder_units.jsonl", utterances, lambda i: encoded[i].tolist())

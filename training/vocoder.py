@@ -25,7 +25,7 @@ from tqdm import tqdm
 from spiritrt.models.checkpoints import find, save_part
 from spiritrt.models.hubert import Hubert, hubert_from_official
 from spiritrt.models.vocoder import ResidualBlock, Vocoder, VocoderConfig, vocoder_from_official
-from spiritrt.training.arguments import CPU, add_settings, autocast, launch, parse, settings
+from spiritrt.training.arguments import add_settings, autocast, launch, parse, settings
 from spiritrt.training.checkpoint import (
     Average,
     Budget,
@@ -37,8 +37,9 @@ from spiritrt.training.checkpoint import (
 )
 from spiritrt.training.corpora.manifest import AudioStore, of_units
 from spiritrt.training.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss
-from spiritrt.training.loop import resume, train
+from spiritrt.training.loop import ALONE, resume, train
 from spiritrt.training.losses import HearingLoss, SpectralLoss
+from spiritrt.training.processes import Place
 from spiritrt.training.units import HOP_SAMPLES
 from spiritrt.training.vocoder_data import (
     OFFICIAL_CONFIG,
@@ -178,24 +179,25 @@ class VocoderTrainer:
         config: Mapping[str, object] = OFFICIAL_CONFIG,
         base: Vocoder | None = None,
         hubert: Hubert | None = None,
-        device: torch.device = CPU,
+        place: Place = ALONE,
     ) -> None:
         """`config` is of what is shipped, without `training.others`; `base` is a Base vocoder to begin with the weights
         of; `hubert` listens to what is made."""
         torch.manual_seed(training.seed)
-        self.data, self.training, self.config, self.device = data, training, dict(config), device
+        self.data, self.training, self.config = data, training, dict(config)
+        self.place, self.device = place, place.device
         self.vocoder, self.discriminators = build_vocoder(with_speakers(config, training.voices)), Discriminators()
         if base is not None:
             begin_from(self.vocoder, base)
-        self.vocoder.to(device)
-        self.discriminators.to(device)
+        self.vocoder.to(self.device)
+        self.discriminators.to(self.device)
         trained = [p for n, p in self.vocoder.named_parameters() if not n.startswith("dur_predictor")]
         self.optimizer = torch.optim.AdamW(trained, lr=training.lr, betas=(0.8, 0.99), weight_decay=0.0)
         self.d_optimizer = torch.optim.AdamW(self.discriminators.parameters(), lr=training.gan_lr, betas=(0.8, 0.99))
         self.made_of = {"units": data.made_of, "voices": ", ".join(training.voices), "shape": digest(self.config)}
         self.average = Average(self.vocoder)
-        self.loss = SpectralLoss().to(device)
-        self.hearing = HearingLoss(hubert).to(device) if hubert else None
+        self.loss = SpectralLoss().to(self.device)
+        self.hearing = HearingLoss(hubert).to(self.device) if hubert else None
         self.step_index = 0
 
     def learning_rate(self) -> float:
@@ -208,20 +210,22 @@ class VocoderTrainer:
         many, adversaries = self.training.accumulate, self.step_index >= self.training.gan_from
         set_lr(self.optimizer, self.learning_rate())
         losses: dict[str, float] = {}
-        for index in range(self.step_index * many, (self.step_index + 1) * many):
+        for index in self.place.share(self.step_index, many):
             loss, of_batch = self.losses(index, adversaries)
             (loss / many).backward()
             for name, value in of_batch.items():
                 losses[name] = losses.get(name, 0.0) + value / many
+        self.place.sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         nn.utils.clip_grad_norm_(self.vocoder.parameters(), 5.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if adversaries:
+            self.place.sum_gradients(self.discriminators.parameters())
             self.d_optimizer.step()
             self.d_optimizer.zero_grad(set_to_none=True)
         self.average.update(self.vocoder, self.step_index)
         self.step_index += 1
-        return losses
+        return self.place.sum_figures(losses)
 
     def losses(self, index: int, adversaries: bool) -> tuple[Tensor, dict[str, float]]:
         """The generator's loss of batch `index`, and its parts; the discriminators, where they take part, get the
@@ -337,11 +341,18 @@ def main() -> None:
         part = find(str(args.model)).part("hubert")
         hubert = hubert_from_official(part.config, part.load())
     data = VocoderData(sound, targets, encoded, inventory, training, codes)
-    trainer = VocoderTrainer(data, training, config, base, hubert, args.device)
+    place = Place.take(args.device)
+    trainer = VocoderTrainer(data, training, config, base, hubert, place)
+    # a state of natural sound does not go on with flat sound, nor the other way round
+    trainer.made_of["sound"] = "on one note" if ((args.sound or args.out) / "notes.json").is_file() else "as recorded"
     path = args.out / f"{name}.ckpt"
-    resume(trainer, path)
+    spent_s = resume(trainer, path)
     if not args.export_only:
-        train(trainer, training.steps, path, path.with_suffix(".log"), Budget(args.minutes))
+        budget = Budget(args.minutes, before_s=spent_s)
+        train(trainer, training.steps, path, path.with_suffix(".log"), budget, place=place)
+    place.leave()
+    if place.rank > 0:
+        return
     clips = [clip for clip in store.clips.values() if clip.id in targets]
     neutral = [clip for clip in clips if clip.style == "neutral"] or clips
     kinds = [*encoded[:1], targets]  # what an encoder hears, and what a language model says
