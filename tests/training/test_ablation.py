@@ -22,6 +22,10 @@ def test_the_spread_is_over_seeds():
     assert figures["interleaved"]["T->S"] == {
         "accuracy": 0.8, "count": 3, "spread": pytest.approx(0.1 / 3**0.5, rel=1e-4),
     }  # fmt: skip
+    apart = [accuracy(0.7), accuracy(0.8)]
+    apart[0]["S->T mean"]["accuracy"], apart[1]["T->S mean"]["accuracy"] = 0.9, 0.6
+    both = summary({"pairs": apart})["pairs"]["cross-modal"]  # 0.8 and 0.7
+    assert both["accuracy"] == pytest.approx(0.75) and both["spread"] == pytest.approx(0.05)
     out = StringIO()
     show(figures, Console(file=out, width=100))
     assert "80.0 ± 5.8" in out.getvalue()
