@@ -58,7 +58,9 @@ def evaluate(
         int | None, typer.Option(help="Examples in the prompt (by default the paper's number; none for nano).", min=0)
     ] = None,
     seed: Annotated[int, typer.Option(help="Draws items, shots and samples.")] = 0,
-    stop_word: Annotated[Path | None, typer.Option(help='tts with shots: a recording of the word "stop".')] = None,
+    stop_word: Annotated[
+        Path | None, typer.Option(help='tts with shots: a recording of the word "stop" (by default the shipped one).')
+    ] = None,
     speakers: Annotated[bool, typer.Option("--speakers", help="asr, resynthesis: figures by speaker too.")] = False,
     text_classifier: Annotated[Path | None, typer.Option(help="stsp: folder of a transformers classifier.")] = None,
     speech_classifier: Annotated[Path | None, typer.Option(help="stsp: folder of a transformers classifier.")] = None,

@@ -24,6 +24,7 @@ from spiritrt.tokens.units import merge
 from spiritrt.tokens.vocabulary import format_speech
 
 PAUSE_S = 0.2
+STOP_WORD = Path(__file__).parent / "sets" / "stop.flac"  # by Kokoro's af_heart
 ASR_TOKENS, TTS_TOKENS = 100, 300  # most new tokens
 
 
@@ -137,16 +138,15 @@ def tts(
 ) -> Report:
     """Word and character error rate of `speak`, heard by the judge; 10 shots by default, which end in "stop".
 
-    `stop_word` is a recording of the spoken word "stop". Sampling is that of `tts_sampling`, by the seed. Raises
-    ValueError where shots are wanted without a stop word, or a stop word is given and no shots.
+    `stop_word` is a recording of the spoken word "stop" (by default `STOP_WORD`). Sampling is that of `tts_sampling`,
+    by the seed. Raises ValueError where a stop word is given and no shots.
     """
     count = default_shots(lm, shots, 10)
-    if count and stop_word is None:
-        raise ValueError("shots of tts end in the spoken word: give --stop-word FILE, a recording of it, or --shots 0")
     if stop_word is not None and not count:
         raise ValueError("--stop-word ends the shots of tts, and there are none: give --shots N as well")
     asked, pool = split_pool(read_librispeech(data), limit, count, seed, _speaker)
-    stop = None if stop_word is None else spiritrt.audio.load(stop_word)
+    stop_word = stop_word or STOP_WORD
+    stop = spiritrt.audio.load(stop_word)
     errors = ErrorRates()
     lines: list[dict[str, object]] = []
     ending: dict[str, Speech] = {}
@@ -176,6 +176,8 @@ def tts(
         "data": str(data), "shots": count, "held_out": len(pool), "seed": seed,
         "temperature": sampling.temperature, "top_p": sampling.top_p, "max_new_tokens": TTS_TOKENS,
     }  # fmt: skip
+    if count:
+        settings["stop_word"] = "stop.flac (shipped)" if stop_word == STOP_WORD else str(stop_word)
     notes += left_out_note(left_out, count)
     return Report("tts", model, errors.wer(), parts, settings, notes, tuple(lines))
 
@@ -189,9 +191,8 @@ def _tts_prompt(lm: SpiritLM, examples: Sequence[tuple[str, Speech]], text: str,
     return lm.prompt_string([*items, Text(text + flag)], output="speech")
 
 
-def _ending(lm: SpiritLM, path: Path, stop: np.ndarray | None) -> Speech:
+def _ending(lm: SpiritLM, path: Path, stop: np.ndarray) -> Speech:
     """The tokens of a recording that ends in the stop word."""
-    assert stop is not None
     gap = np.zeros(round(PAUSE_S * spiritrt.audio.RATE_HZ), np.float32)
     whole = np.concatenate([spiritrt.audio.load(path), gap, stop])
     return Speech(tokens=format_speech(merge(lm.encode(whole, spiritrt.audio.RATE_HZ))))

@@ -55,6 +55,13 @@ class Maker:
             order = Order(path.stem, text, voice, style, "single", None, "", "test")
             write(path, make(order, self.kokoro)[0])
 
+    def stop_word(self) -> None:
+        """The word that ends the shots of `eval tts`, without loss."""
+        path = self.out / "stop.flac"
+        if not path.is_file():
+            order = Order(path.stem, "Stop.", PAIR_VOICE, "neutral", "single", None, "", "test")
+            soundfile.write(path, make(order, self.kokoro)[0], RATE_HZ, format="FLAC", subtype="PCM_16")
+
     def minimal_pairs(self) -> None:
         """sWUGGY's and sBLIMP's layouts."""
         words = self.out / "lexical" / "dev"
@@ -216,6 +223,7 @@ def main() -> None:
     maker.school()
     maker.questions(held_out, kinds, paths, said)
     maker.minimal_pairs()
+    maker.stop_word()
     maker.commands(said)
     maker.moods()
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())

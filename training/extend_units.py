@@ -11,7 +11,6 @@ model has to read the latter (`lm --heard encoder_units.jsonl fresh_units.jsonl`
 
 import argparse
 import json
-import os
 import random
 import sys
 from collections.abc import Iterable, Sequence
@@ -29,7 +28,15 @@ from spiritrt.models.hubert import encode_units
 from spiritrt.training.arguments import launch
 from spiritrt.training.clusters import Clusters, Floats, Ints
 from spiritrt.training.corpora.manifest import AudioStore, Utterance, cut_utterances, read_corpora, unit_lines
-from spiritrt.training.units import Teacher, UnitPlan, frame_phones, load_classifier, soft_targets, write_units
+from spiritrt.training.units import (
+    Teacher,
+    UnitPlan,
+    frame_phones,
+    load_classifier,
+    soft_targets,
+    write_targets,
+    write_units,
+)
 
 Item = TypeVar("Item")
 RECOVER_CLIPS = 800  # half an hour: some 90 frames a unit
@@ -81,9 +88,7 @@ def extend(out: Path, corpora: Sequence[Path], plan: UnitPlan, model: str | None
         features = teacher(samples)
         made[u.id] = clusters.assign(features, frame_phones(u, samples, plan.silence_db))
         arrays |= {f"{u.id}/units": made[u.id].astype(np.int16)} | soft_targets(u.id, classifier, features)
-    partial = out / "partial-targets.npz"
-    np.savez(partial, **arrays)  # type: ignore[arg-type]
-    os.replace(partial, out / "targets.npz")
+    write_targets(out / "targets.npz", arrays)
     if family is not None:
         hubert, quantizer = family.hubert, family.quantizer
         heard = {u.id: encode_units(hubert, quantizer, torch.from_numpy(x)).tolist() for u, x in bar(items, "encoder")}

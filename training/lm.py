@@ -47,11 +47,11 @@ from spiritrt.training.interleave import SpanPlan
 from spiritrt.training.lm_data import MIXES, Documents, load_documents
 from spiritrt.training.muon import Muon
 from spiritrt.training.packing import Packed
-from spiritrt.training.shard_documents import KINDS, ShardDocuments, TokenMix, read_text
+from spiritrt.training.shard_documents import KINDS, PAPER, ShardDocuments, TokenMix, read_text
 from spiritrt.training.shards import Shard, tokenizer_versions
 from spiritrt.training.tokenizer import ROWS, NanoTokenizer
 
-OF_SHARDS = ("text", "context", "text_words", "speech_words")  # options, None where they are not given
+OF_SHARDS = ("text", "context", "shares", "text_words", "speech_words")  # options, None where they are not given
 OF_UNITS = ("units", "heard", "mix", "prose", "begin")
 
 
@@ -356,11 +356,19 @@ def summary(trainer: Trainer, before: int | None, work: Path, out: Path) -> str:
 
 
 def from_shards(
-    folders: Sequence[Path], texts: Sequence[Path], family: Path, plan: Plan, context: int, spans: SpanPlan
+    folders: Sequence[Path],
+    texts: Sequence[Path],
+    family: Path,
+    plan: Plan,
+    context: int,
+    spans: SpanPlan,
+    shares: Mapping[str, float] | None = None,
 ) -> tuple[ShardDocuments, Start]:
-    """Documents of shards and text files for a family, in equal shares of tokens of the kinds that there are.
+    """Documents of shards and text files for a family, in `shares` of tokens by kind (see `shard_documents`); by
+    default in equal ones of the paper's kinds that there are.
 
-    Raises ValueError where a shard was made by other tokenizers than the family's.
+    Raises ValueError where a shard was made by other tokenizers than the family's, for unknown kinds, and for kinds
+    that there is nothing to make of.
     """
     checkpoint = find(str(family))
     rows = checkpoint.part("lm").config["vocab_size"] if "lm" in checkpoint.parts else ROWS
@@ -368,13 +376,22 @@ def from_shards(
     versions = tokenizer_versions(checkpoint, ("St", "Pi", "Hu") if tokenizer.vocabulary.expressive else ("Hu",))
     shards = [Shard(folder, versions) for folder in folders]
     there = {
-        "speech": True, "text": bool(texts),
-        "interleaved": any(shard.has_words(i) for shard in shards for i in range(len(shard))),
+        "speech": True, "text": bool(texts), "interleaved": any(len(shard.with_words()) for shard in shards),
     }  # fmt: skip
-    kinds = [kind for kind in KINDS if there[kind]]
-    mix = TokenMix(shares={kind: 1 / len(kinds) for kind in kinds}, context=context, spans=spans)
+    kinds = [kind for kind in PAPER if there[kind]]
+    chosen = {kind: 1 / len(kinds) for kind in kinds} if shares is None else dict(shares)
+    mix = TokenMix(shares=chosen, context=context, spans=spans)
     documents = ShardDocuments(shards, tokenizer, mix, plan.seed, read_text(texts))
     return documents, Start.of(checkpoint, plan, rows)
+
+
+def share_of(given: str) -> tuple[str, float]:
+    """A kind and its share, of `kind=share`. Raises ArgumentTypeError for anything else."""
+    kind, _, share = given.partition("=")
+    try:
+        return kind, float(share)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"write kind=number, such as speech=0.5, not {given!r}") from error
 
 
 def refuse_idle(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -402,6 +419,10 @@ def main() -> None:
     parser.add_argument("--save-minutes", type=float, default=4.0)
     parser.add_argument("--shards", type=Path, nargs="+", default=[], help="train on these, and go on from --out's lm")
     parser.add_argument("--text", type=Path, nargs="+", help="with --shards: files of text")
+    parser.add_argument(
+        "--shares", type=share_of, nargs="+", metavar="KIND=SHARE",
+        help=f"with --shards: shares of tokens of {', '.join(KINDS)} (equal ones of the first three that there are)",
+    )  # fmt: skip
     parser.add_argument("--context", type=int, help="with --shards: most tokens of a document (512)")
     parser.add_argument(
         "--text-words", type=int, nargs=2, help="with --shards: of a text span (3 10; the paper: 10 30)"
@@ -423,7 +444,10 @@ def main() -> None:
     if args.shards:
         spans = SpanPlan(tuple(args.text_words or (3, 10)), tuple(args.speech_words or (3, 8)))
         context = 512 if args.context is None else args.context
-        documents, start = from_shards(args.shards, args.text or [], args.out, plan, context, spans)
+        shares = None if args.shares is None else dict(args.shares)
+        if shares is not None and len(shares) < len(args.shares):
+            parser.error(f"--shares: one share a kind, got {', '.join(kind for kind, _ in args.shares)}")
+        documents, start = from_shards(args.shards, args.text or [], args.out, plan, context, spans, shares)
     else:
         units, mix = args.units or Path("build/nano/units.jsonl"), MIXES[args.mix or "nano"]
         documents = load_documents(units, NanoTokenizer(args.out), mix, plan.seed, args.heard or (), args.prose)

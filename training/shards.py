@@ -83,6 +83,12 @@ class Tokenized:
                 before = code
         return tuple(token for _, _, token in sorted(timed, key=lambda entry: entry[:2]))
 
+    def sounding(self, first: int, last: int) -> int:
+        """The end of words `first` to `last` (exclusive) without those at their end in which no frame begins."""
+        while last > first and not self.tokens(last - 1, last):
+            last -= 1
+        return last
+
 
 def _first_at(time_s: float, rate: float) -> int:
     """Index of the first frame that begins at `time_s` or later."""
@@ -197,6 +203,10 @@ class Shard:
     def has_words(self, index: int) -> bool:
         """Whether an utterance has word times."""
         return bool(self._word_ends[index + 1] > self._word_ends[index])
+
+    def with_words(self) -> NDArray[np.int64]:
+        """Indices of the utterances that have word times."""
+        return np.flatnonzero(np.diff(self._word_ends))
 
     def units(self, index: int) -> Units:
         """Raw frames of an utterance, as the encoder gave them."""

@@ -367,7 +367,7 @@ def build(corpora: Sequence[Path], out: Path, plan: UnitPlan, unlabelled: Path |
         arrays[f"{clip_id}/units"] = row.astype(np.int16)
     for clip_id, heard in features.items():
         arrays |= soft_targets(clip_id, classifier, heard)
-    np.savez(out / "targets.npz", **arrays)  # type: ignore[arg-type]
+    write_targets(out / "targets.npz", arrays)
     torch.save(classifier.state_dict(), out / "unit_classifier.pt")
 
     names = np.array(inventory)
@@ -386,6 +386,14 @@ def build(corpora: Sequence[Path], out: Path, plan: UnitPlan, unlabelled: Path |
     figures["unlabelled_s"] = sum(len(piece) for _, piece in extra) / RATE_HZ
     (out / "units_report.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return figures
+
+
+def write_targets(path: Path, arrays: dict[str, NDArray[np.int16] | NDArray[np.float16]]) -> None:
+    """Write arrays as `np.savez` does; a reader never sees half of them."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    os.replace(partial, path)
 
 
 def main() -> None:

@@ -9,7 +9,16 @@ from stand_ins import Judge, tone
 import spiritrt
 from spiritrt import GREEDY, Speech, SpiritLM
 from spiritrt.evaluation.context import fitting
-from spiritrt.evaluation.fewshot import asr, default_shots, draw_shots, intent, split_pool, tts, tts_sampling
+from spiritrt.evaluation.fewshot import (
+    STOP_WORD,
+    asr,
+    default_shots,
+    draw_shots,
+    intent,
+    split_pool,
+    tts,
+    tts_sampling,
+)
 from spiritrt.evaluation.speech_sets import Spoken
 
 
@@ -109,8 +118,6 @@ def test_tts_is_heard_by_the_judge(base_lm, librispeech: Path, tmp_path: Path, m
     monkeypatch.setattr(SpiritLM, "encode", noted)
     judge = Judge(["Good good, stop."])
     stop = tone(tmp_path / "stop.wav", seconds=0.3)
-    with pytest.raises(ValueError, match="--stop-word FILE"):
-        tts(base_lm, "m", librispeech, None, 1, 0, judge)
     with pytest.raises(ValueError, match="--shots N"):
         tts(base_lm, "m", librispeech, None, 0, 0, judge, stop)
     report = tts(base_lm, "m", librispeech, None, 1, 0, judge, stop, save_to=tmp_path / "made")
@@ -126,8 +133,20 @@ def test_tts_is_heard_by_the_judge(base_lm, librispeech: Path, tmp_path: Path, m
         (0.8, 0.95, number, 300) for number in range(4)
     ]
     assert report.settings["temperature"] == 0.8 and report.settings["max_new_tokens"] == 300
+    assert report.settings["stop_word"] == str(stop)
     spoken_ids = [line["id"] for line in report.lines if line["text"] != "GOOD"]
     assert all(spiritrt.audio.load(tmp_path / "made" / f"{name}.wav").shape == (8000,) for name in spoken_ids)
+    # without a recording the shipped one
+    encoded.clear()
+    report = tts(base_lm, "m", librispeech, None, 1, 0, judge)
+    assert encoded == [round(16000 * (0.4 + 0.2)) + len(spiritrt.audio.load(STOP_WORD))]
+    assert report.settings["stop_word"] == "stop.flac (shipped)"
+    assert "stop_word" not in tts(base_lm, "m", librispeech, None, 0, 0, judge).settings
+
+
+def test_the_shipped_stop_word_is_short_and_loud():
+    samples = spiritrt.audio.load(STOP_WORD)
+    assert 0.4 < len(samples) / 16000 < 1 and np.abs(samples).max() > 0.5 and STOP_WORD.stat().st_size < 16_000
 
 
 def test_nano_speaks_greedily(base_lm, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_shards import make_shard
 
 from spiritrt.models.checkpoints import find, save_part
 from spiritrt.models.llama import Llama, LlamaConfig
@@ -365,6 +366,7 @@ def test_a_position_behind_the_last_batch_is_the_next_window(documents):
         (["--context", "512"], "--context: no effect without --shards"),
         (["--text", "a", "--text-words", "3", "10"], "--text, --text-words: no effect without --shards"),
         (["--speech-words", "3", "8"], "--speech-words: no effect without --shards"),
+        (["--shares", "speech=1"], "--shares: no effect without --shards"),
         (["--shards", "a", "--mix", "nano"], "--mix: no effect with --shards"),
         (["--shards", "a", "--prose", "b"], "--prose: no effect with --shards"),
         (["--shards", "a", "--units", "b", "--heard", "c"], "--units, --heard: no effect with --shards"),
@@ -377,6 +379,54 @@ def test_options_without_effect_are_refused(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["speech=much"], "write kind=number, such as speech=0.5, not 'speech=much'"),
+        (["speech"], "not 'speech'"),
+        (["speech=1", "text=1", "speech=2"], "one share a kind, got speech, text, speech"),
+    ],
+)
+def test_shares_that_cannot_be_read_are_usage_errors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str], message: str
+):
+    monkeypatch.setattr("sys.argv", ["lm", "--shards", "a", "--shares", *given])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_shares_of_shards_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copytree(find("nano").folder, tmp_path / "family")
+    make_shard(tmp_path / "shard", find("nano").folder)
+    (tmp_path / "a.txt").write_text("Once upon a time.")
+    arguments = ["--shards", tmp_path / "shard", "--out", tmp_path / "family", "--work", tmp_path / "work"]
+    arguments += ["--steps", "1"]
+    made: list[dict[str, float]] = []
+
+    def stop(trainer: Trainer, *others: object) -> None:
+        made.append(trainer.stream.documents.mix.shares)
+
+    def command(*more: object) -> None:
+        monkeypatch.setattr("sys.argv", ["lm", *map(str, [*arguments, *more])])
+        main()
+
+    monkeypatch.setattr("spiritrt.training.lm.run", stop)
+    command()
+    command("--text", tmp_path / "a.txt")
+    command("--shares", "pairs=2", "transcribed=0.5")
+    third = 1 / 3
+    assert made == [
+        {"speech": 0.5, "interleaved": 0.5},
+        {"speech": third, "interleaved": third, "text": third},
+        {"pairs": 2.0, "transcribed": 0.5},
+    ]
+    with pytest.raises(ValueError, match=r"unknown kinds \['song'\]"):
+        command("--shares", "song=1")
+    with pytest.raises(ValueError, match="text: there is a share and nothing to make it of"):
+        command("--shares", "speech=1", "text=1")
 
 
 def test_the_command_makes_the_default_mix(corpus, tmp_path, monkeypatch: pytest.MonkeyPatch):

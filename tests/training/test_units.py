@@ -1,14 +1,17 @@
 """Unit targets: phones to frames, sharing of units among phones, clustering."""
 
 import json
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from spiritrt.training.corpora.manifest import AudioStore, Utterance, Word, cut_utterances, read_manifest
+from spiritrt.training.corpora.manifest import AudioStore, Clip, Utterance, Word, cut_utterances, read_manifest
 from spiritrt.training.units import (
     SILENCE,
     UnitPlan,
@@ -18,6 +21,7 @@ from spiritrt.training.units import (
     phone_class,
     share_units,
     smooth_over_segments,
+    write_targets,
     write_units,
 )
 
@@ -127,6 +131,72 @@ def test_manifest_store_and_units_file_round_trip(tmp_path: Path):
     write_units(tmp_path / "units.jsonl", utterances, lambda _: [3, 3, 4])
     written = json.loads((tmp_path / "units.jsonl").read_text())
     assert written["units"] == [3, 3, 4] and written["words"] == line["words"] and written["split"] == "test"
+
+
+def clip_of(name: str) -> Clip:
+    return Clip(name, 0, 0, "x", "neutral", "train")
+
+
+def test_a_store_is_the_file_that_numpy_writes(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for lengths in ([], [0], [9], [1000, 0, 234_567], [16000] * 70):
+        clips = [rng.uniform(-1.1, 1.1, length).astype(np.float32) for length in lengths]
+        AudioStore.write(tmp_path, ((clip_of(f"c{n}"), samples) for n, samples in enumerate(clips)))
+        whole = np.concatenate([np.zeros(0, np.float32), *clips])
+        np.save(tmp_path / "expected.npy", np.clip(np.round(whole * 32768), -32768, 32767).astype(np.int16))
+        assert (tmp_path / "audio.npy").read_bytes() == (tmp_path / "expected.npy").read_bytes()
+    AudioStore(tmp_path).extend(tmp_path, [(clip_of("more"), clips[0])])
+    np.save(
+        tmp_path / "expected.npy",
+        np.concatenate([np.load(tmp_path / "expected.npy"), AudioStore(tmp_path).samples[:16000]]),
+    )
+    assert (tmp_path / "audio.npy").read_bytes() == (tmp_path / "expected.npy").read_bytes()
+    store = AudioStore(tmp_path)
+    assert (store.read(store.clips["more"]) == store.read(store.clips["c0"])).all() and len(store.clips) == 71
+
+
+def test_a_store_is_written_and_extended_clip_by_clip(tmp_path: Path):
+    """Of 6.4 MB, and then of twice as much, never more than a few clips of 0.16 MB (in float32) are in memory."""
+
+    def clips(first: int) -> Iterator[tuple[Clip, np.ndarray]]:
+        for number in range(first, first + 80):
+            yield clip_of(f"c{number}"), np.full(40_000, number / 200, np.float32)
+
+    tracemalloc.start()
+    AudioStore.write(tmp_path, clips(0))
+    store = AudioStore(tmp_path)
+    store.extend(tmp_path, clips(80))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
+    store = AudioStore(tmp_path)
+    assert len(store.samples) == 6_400_000
+    assert [store.read(store.clips[f"c{n}"], 39_999)[0] for n in (0, 79, 80, 159)] == pytest.approx(
+        [0.0, 0.395, 0.4, 0.795], abs=1e-4
+    )
+
+
+def test_a_store_stays_as_it_was_where_writing_fails(tmp_path: Path):
+    AudioStore.write(tmp_path, [(clip_of("a"), sound(0.1))])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="clip 'a' is in the store already"):
+        AudioStore(tmp_path).extend(tmp_path, [(clip_of("b"), sound(0.1)), (clip_of("a"), sound(0.2))])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_targets_that_are_written_halfway_leave_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "targets.npz"
+    write_targets(path, {"a/units": np.arange(3, dtype=np.int16)})
+
+    def torn(file: BinaryIO, **arrays: np.ndarray) -> None:
+        file.write(b"PK")
+        raise InterruptedError
+
+    monkeypatch.setattr(np, "savez", torn)
+    with pytest.raises(InterruptedError):
+        write_targets(path, {"b/units": np.arange(3, dtype=np.int16)})
+    with np.load(path) as file:
+        assert file.files == ["a/units"] and file["a/units"].tolist() == [0, 1, 2]
 
 
 def test_bad_manifests_are_named(tmp_path: Path):

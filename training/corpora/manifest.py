@@ -19,6 +19,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -259,17 +260,17 @@ class AudioStore:
 
     @staticmethod
     def write(folder: Path, items: Iterable[tuple[Utterance | Clip, NDArray[np.float32]]]) -> None:
-        """Store (utterance, samples) pairs; `start` and `length` of a given Clip are ignored."""
+        """Store (utterance, samples) pairs; `start` and `length` of a given Clip are ignored.
+
+        Samples are written as they come: of an iterator no more than one clip is in memory.
+        """
         _write_store(folder, np.zeros(0, np.int16), [], items)
 
     def extend(self, folder: Path, items: Iterable[tuple[Utterance | Clip, NDArray[np.float32]]]) -> None:
         """Store all that is here and then (utterance, samples) pairs in `folder`, which may be this store's own.
 
-        Raises ValueError for an id that is here already.
+        Raises ValueError for an id that is here already; nothing is changed then.
         """
-        items = list(items)
-        if known := sorted({item.id for item, _ in items} & set(self.clips)):
-            raise ValueError(f"{len(known)} clips are in the store already, such as {known[0]!r}")
         _write_store(folder, self.samples, list(self.clips.values()), items)
 
 
@@ -279,17 +280,31 @@ def _write_store(
     clips: list[Clip],
     items: Iterable[tuple[Utterance | Clip, NDArray[np.float32]]],
 ) -> None:
-    pieces, position = [before], len(before)
-    for item, samples in items:
-        pieces.append(np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16))
-        clips.append(Clip(item.id, position, len(samples), item.speaker, item.style, item.split))
-        position += len(samples)
-    # the samples first: an index never points behind their end
-    for name, write in (
-        ("audio.npy", lambda file: np.save(file, np.concatenate(pieces))),
-        ("audio.json", lambda file: file.write(json.dumps([asdict(clip) for clip in clips]).encode())),
-    ):
-        partial = folder / f"{name}.partial"
+    known = {clip.id for clip in clips}
+    partial, position = folder / "audio.npy.partial", len(before)
+    try:
         with partial.open("wb") as file:
-            write(file)
-        os.replace(partial, folder / name)
+            _write_header(file, 0)
+            before.tofile(file)  # from map to file
+            for item, samples in items:
+                if item.id in known:
+                    raise ValueError(f"clip {item.id!r} is in the store already")
+                np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16).tofile(file)
+                clips.append(Clip(item.id, position, len(samples), item.speaker, item.style, item.split))
+                position += len(samples)
+            file.seek(0)
+            _write_header(file, position)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    # the samples first: an index never points behind their end
+    os.replace(partial, folder / "audio.npy")
+    partial = folder / "audio.json.partial"
+    partial.write_text(json.dumps([asdict(clip) for clip in clips]), encoding="utf-8")
+    os.replace(partial, folder / "audio.json")
+
+
+def _write_header(file: BinaryIO, length: int) -> None:
+    """The header that np.save gives int16 samples [length]; it keeps room for longer ones and is always as long."""
+    header = np.lib.format.header_data_from_array_1_0(np.zeros(0, np.int16))
+    np.lib.format.write_array_header_1_0(file, header | {"shape": (length,)})
