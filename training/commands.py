@@ -25,7 +25,11 @@ def finetune(
         tuple[int, int], typer.Option(help="interleaved: the same of a speech span (paper: 5 15).")
     ] = (3, 8),
     context: Annotated[int, typer.Option(help="Most tokens of a document.")] = 1024,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens of a step.")] = 4096,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens of a batch.")] = 4096,
+    accumulate: Annotated[int, typer.Option(help="Batches of a step.", min=1)] = 1,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32 or bf16 (default: bf16 on CUDA, fp32 elsewhere).", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the data and the adapters.")] = 0,
     device: Device = "cpu",
     as_json: Json = False,
@@ -39,8 +43,9 @@ def finetune(
     from spiritrt.training.interleave import SpanPlan
 
     plan = FinetunePlan(
-        task=task, rank=rank, alpha=2 * rank, rate=rate, steps=steps, batch_tokens=batch_tokens, context=context,
-        spans=SpanPlan(text_words, speech_words), seed=seed,
+        task=task, rank=rank, alpha=2 * rank, rate=rate, steps=steps, batch_tokens=batch_tokens, accumulate=accumulate,
+        context=context, spans=SpanPlan(text_words, speech_words), seed=seed,
+        precision=precision or ("bf16" if device.startswith("cuda") else "fp32"),
     )  # fmt: skip
     losses = train(model, shards, out, plan, minutes, device)
     result = {"out": str(out), "steps": len(losses), "first_loss": losses[:1], "last_loss": losses[-1:]}

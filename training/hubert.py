@@ -7,6 +7,9 @@
 A stage hides spans of frames and learns to name their targets (Hsu et al. 2021). The quantizer then learns, by CTC, the
 deduplicated units of clean speech from the features of the same speech through a channel and noise: units that do not
 change with it (Gat et al. 2023). For units defined by phones see `spiritrt.training.units` and `encoder`.
+
+The encoder has nano's shape; `--shape FILE.yaml` changes what it names, in the official words of `model_cfg` such as
+`encoder_layers: 12`. All stages of a folder have one shape.
 """
 
 from __future__ import annotations
@@ -21,13 +24,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from spiritrt.models.checkpoints import save_part
 from spiritrt.models.hubert import Hubert, HubertConfig, LinearQuantizer
-from spiritrt.training.arguments import CPU, add_settings, launch, parse, settings
+from spiritrt.models.weights import config_section
+from spiritrt.training.arguments import CPU, add_settings, autocast, check_precision, launch, parse, settings
 from spiritrt.training.augment import Augmentation, augment
 from spiritrt.training.checkpoint import (
     Average,
@@ -48,6 +53,7 @@ from spiritrt.training.units import FRAME_SPAN_SAMPLES, HOP_SAMPLES, frame_count
 
 Floats = NDArray[np.float32]
 Units = NDArray[np.int64]
+NANO = dict(config_section(HUBERT_CONFIG, "model_cfg"))
 CODE_DIMS = 128
 TEMPERATURE = 0.1
 MADE_OF = "made_of"  # beside the clips in a file of targets
@@ -56,13 +62,16 @@ MOST_POINTS = 20000  # frames that k-means is fitted on
 
 @dataclass(frozen=True, slots=True)
 class MaskedTraining:
-    """How a stage is trained: crops of `frames` of 40 ms, `mask_share` of them hidden in spans of `mask_frames`.
+    """How a stage is trained: `batch` crops of `frames` of 40 ms a batch, `accumulate` batches a step, `mask_share` of
+    the frames hidden in spans of `mask_frames`.
 
-    `layer` is the layer whose features the next stage and the quantizer take, 1-based.
+    `layer` is the layer whose features the next stage and the quantizer take, 1-based. `shape` has the words of nano's
+    `model_cfg` that are to have other values.
     """
 
     steps: int = 8000
     batch: int = 4
+    accumulate: int = 1
     frames: int = 80
     lr: float = 5e-4
     dropout: float = 0.1
@@ -71,14 +80,40 @@ class MaskedTraining:
     layer: int = 4
     augmented_share: float = 0.3
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(speed_share=0.0))
+    precision: str = "fp32"
+    shape: Mapping[str, object] = field(default_factory=dict)
     seed: int = 7
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
         if not 0 < self.mask_share < 1 or not 1 <= self.mask_frames < self.frames:
             raise ValueError(f"mask_share must lie in (0, 1) and mask_frames in 1..frames - 1: {self}")
-        layers = HubertConfig.from_official(HUBERT_CONFIG).output_layer
-        if not 1 <= self.layer <= layers:
-            raise ValueError(f"layer must lie in 1..{layers}, got {self.layer}")
+        if unknown := self.shape.keys() - NANO.keys():
+            raise ValueError(f"shape has unknown keys {sorted(unknown)}; known are {', '.join(sorted(NANO))}")
+        made = self.hubert
+        if not 1 <= self.layer <= made.output_layer:
+            raise ValueError(f"layer must lie in 1..{made.output_layer}, got {self.layer}")
+        if (spans := (made.hop_samples, made.receptive_samples)) != (HOP_SAMPLES, FRAME_SPAN_SAMPLES):
+            raise ValueError(
+                f"conv_feature_layers must make a frame of {FRAME_SPAN_SAMPLES} samples every {HOP_SAMPLES}, not of "
+                f"{spans[1]} every {spans[0]}"
+            )
+
+    @property
+    def model_cfg(self) -> dict[str, object]:
+        """Nano's with the words of `shape`."""
+        return NANO | dict(self.shape)
+
+    @property
+    def config(self) -> dict[str, object]:
+        """The encoder's configuration; every layer is built."""
+        return HUBERT_CONFIG | {"model_cfg": self.model_cfg, "output_layer": self.model_cfg["encoder_layers"]}
+
+    @property
+    def hubert(self) -> HubertConfig:
+        return HubertConfig.from_official(self.config)
 
 
 def mask_spans(rows: int, training: MaskedTraining, rng: np.random.Generator) -> Tensor:
@@ -132,12 +167,13 @@ class Clusters:
 
 
 class Data:
-    """Random crops of the training clips with their targets; a batch is a function of (seed, step) alone."""
+    """Random crops of the training clips with their targets; a batch is a function of (seed, index) alone."""
 
     def __init__(self, store: AudioStore, targets: Mapping[str, Units], training: MaskedTraining) -> None:
         """Raises ValueError where no clip is long enough for a crop."""
         self.store, self.targets, self.training = store, targets, training
-        self.made_of = {"targets": digest({name: row.tolist() for name, row in targets.items()})}
+        of_targets = digest({name: row.tolist() for name, row in targets.items()})
+        self.made_of = {"targets": of_targets} | training.model_cfg
         self.clips: list[Clip] = [
             clip for clip in store.clips.values()
             if clip.split == "train" and len(targets.get(clip.id, ())) >= training.frames
@@ -147,14 +183,14 @@ class Data:
         lengths = np.array([clip.length for clip in self.clips], float)
         self._shares = lengths / lengths.sum()
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def batch(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Clean sound and sound to be heard [B, N], targets [B, F], and which frames are hidden [B, F]."""
         t = self.training
-        rng = np.random.default_rng((t.seed, step))
+        rng = np.random.default_rng((t.seed, index))
         samples = (t.frames - 1) * HOP_SAMPLES + FRAME_SPAN_SAMPLES
         clean, heard, targets = [], [], []
-        for index in rng.choice(len(self.clips), size=t.batch, p=self._shares):
-            clip = self.clips[index]
+        for place in rng.choice(len(self.clips), size=t.batch, p=self._shares):
+            clip = self.clips[place]
             row = self.targets[clip.id]
             first = int(rng.integers(len(row) - t.frames + 1))
             sound = self.store.read(clip, first * HOP_SAMPLES, samples)
@@ -171,7 +207,7 @@ class MaskedTrainer:
     def __init__(self, data: Data, training: MaskedTraining, clusters: int, device: torch.device = CPU) -> None:
         torch.manual_seed(training.seed)
         self.data, self.training, self.clusters, self.device = data, training, clusters, device
-        config = HubertConfig.from_official(HUBERT_CONFIG)
+        config = training.hubert
         width = config.encoder_embed_dim
         self.model = nn.ModuleDict({
             "hubert": Hubert(config, training.dropout), "head": nn.Linear(width, CODE_DIMS),
@@ -186,23 +222,35 @@ class MaskedTrainer:
         self.step_index = 0
 
     def step(self) -> dict[str, float]:
+        many = self.training.accumulate
         set_lr(self.optimizer, self.schedule(self.step_index))
-        _, heard, targets, mask = (column.to(self.device) for column in self.data.batch(self.step_index))
         self.model.train()
+        figures: dict[str, float] = {}
+        for index in range(self.step_index * many, (self.step_index + 1) * many):
+            loss, of_batch = self.loss(index)
+            (loss / many).backward()
+            for name, value in of_batch.items():
+                figures[name] = figures.get(name, 0.0) + value / many
+        nn.utils.clip_grad_norm_([*self.model.parameters(), self.hidden], 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update(self.model, self.step_index)
+        self.step_index += 1
+        return figures
+
+    def loss(self, index: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss of batch `index`, and its figures."""
+        _, heard, targets, mask = (column.to(self.device) for column in self.data.batch(index))
         hubert = self.model["hubert"]
         assert isinstance(hubert, Hubert)
-        local = hubert.post_extract_proj(hubert.layer_norm(hubert.feature_extractor(heard).transpose(1, 2)))
-        made = self.model["head"](hubert.encoder(torch.where(mask[..., None], self.hidden, local)))[mask]
+        with autocast(self.device, self.training.precision):
+            local = hubert.post_extract_proj(hubert.layer_norm(hubert.feature_extractor(heard).transpose(1, 2)))
+            made = self.model["head"](hubert.encoder(torch.where(mask[..., None], self.hidden, local)))[mask].float()
         codes = self.model["codes"](torch.arange(self.clusters, device=self.device))
         logits = F.normalize(made, dim=-1) @ F.normalize(codes, dim=-1).T / TEMPERATURE
         loss = F.cross_entropy(logits, targets[mask])
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_([*self.model.parameters(), self.hidden], 1.0)
-        self.optimizer.step()
-        self.average.update(self.model, self.step_index)
-        self.step_index += 1
-        return {"loss": float(loss.detach()), "accuracy": float((logits.argmax(-1) == targets[mask]).float().mean())}
+        hits = (logits.argmax(-1) == targets[mask]).float().mean()
+        return loss, {"loss": float(loss.detach()), "accuracy": float(hits)}
 
     def state(self) -> dict[str, object]:
         return {
@@ -211,7 +259,7 @@ class MaskedTrainer:
         }  # fmt: skip
 
     def resume(self, state: Mapping[str, object]) -> None:
-        """Raises ValueError where the state is of other targets."""
+        """Raises ValueError where the state is of other targets or of another shape."""
         check_origin(state.get("made_of"), self.data.made_of)
         self.model.load_state_dict(state["model"])  # type: ignore[arg-type]
         with torch.no_grad():
@@ -222,7 +270,7 @@ class MaskedTrainer:
 
     def shipped(self) -> Hubert:
         """A copy of the encoder with averaged weights, in eval mode."""
-        hubert = Hubert(HubertConfig.from_official(HUBERT_CONFIG))
+        hubert = Hubert(self.training.hubert)
         own = {k.removeprefix("hubert."): v for k, v in self.average.tensors.items() if k.startswith("hubert.")}
         hubert.load_state_dict(own)
         return hubert.eval()
@@ -244,11 +292,25 @@ class QuantizerTrainer:
         self.step_index = 0
 
     def step(self) -> dict[str, float]:
+        many = self.training.accumulate
         set_lr(self.optimizer, self.schedule(self.step_index))
-        _, heard, targets, _ = (column.to(self.device) for column in self.data.batch(self.step_index))
-        with torch.no_grad():
+        figures: dict[str, float] = {}
+        for index in range(self.step_index * many, (self.step_index + 1) * many):
+            loss, of_batch = self.loss(index)
+            (loss / many).backward()
+            for name, value in of_batch.items():
+                figures[name] = figures.get(name, 0.0) + value / many
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step_index += 1
+        return figures
+
+    def loss(self, index: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss of batch `index`, and its figures."""
+        _, heard, targets, _ = (column.to(self.device) for column in self.data.batch(index))
+        with autocast(self.device, self.training.precision):
             features = torch.stack([layer_features(self.hubert, row, self.training.layer) for row in heard])
-        logits = self.model(features)
+            logits = self.model(features).float()
         runs = [torch.unique_consecutive(row) for row in targets]
         loss = F.ctc_loss(
             logits.log_softmax(-1).transpose(0, 1), torch.cat(runs), torch.full((len(runs),), logits.shape[1]),
@@ -256,11 +318,8 @@ class QuantizerTrainer:
         )  # fmt: skip
         # frames as well: units must keep their times
         loss = loss + F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        self.step_index += 1
-        return {"loss": float(loss.detach()), "accuracy": float((logits.argmax(-1) == targets).float().mean())}
+        hits = (logits.argmax(-1) == targets).float().mean()
+        return loss, {"loss": float(loss.detach()), "accuracy": float(hits)}
 
     def state(self) -> dict[str, object]:
         return {
@@ -269,7 +328,7 @@ class QuantizerTrainer:
         }  # fmt: skip
 
     def resume(self, state: Mapping[str, object]) -> None:
-        """Raises ValueError where the state is of other targets."""
+        """Raises ValueError where the state is of other targets or of another shape."""
         check_origin(state.get("made_of"), self.data.made_of)
         self.model.load_state_dict(state["model"])  # type: ignore[arg-type]
         self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
@@ -301,15 +360,30 @@ def cluster_store(
     return targets
 
 
-def hubert_of(path: Path, clusters: int) -> Hubert:
-    """The encoder of a stage's checkpoint. Raises FileNotFoundError where the stage has not been trained."""
+def hubert_of(path: Path, training: MaskedTraining) -> Hubert:
+    """The encoder of a stage's checkpoint.
+
+    Raises FileNotFoundError where the stage has not been trained, and ValueError where it has another shape.
+    """
     state = load_checkpoint(path)
     if state is None:
         raise FileNotFoundError(f"no {path}: train the stage before first")
+    check_origin(state.get("made_of"), training.model_cfg, str(path))
     average: Mapping[str, Tensor] = state["average"]  # type: ignore[assignment]
-    hubert = Hubert(HubertConfig.from_official(HUBERT_CONFIG))
+    hubert = Hubert(training.hubert)
     hubert.load_state_dict({k.removeprefix("hubert."): v for k, v in average.items() if k.startswith("hubert.")})
     return hubert.eval()
+
+
+def read_shape(path: Path | None) -> dict[str, object]:
+    """The words of a YAML file that are to replace those of nano's `model_cfg`; none without a file.
+
+    Raises ValueError where the file is no mapping.
+    """
+    shape: object = {} if path is None else yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(shape, dict):
+        raise ValueError(f"{path}: not a mapping of words of model_cfg to values")
+    return {str(key): value for key, value in shape.items()}
 
 
 def main() -> None:
@@ -320,8 +394,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="quantizer: family to export hubert and quantizer into")
     parser.add_argument("--clusters", type=int, default=500, help="units (stage 1: at most 100 of them)")
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--shape", type=Path, help="YAML file of words of model_cfg: where the shape is not nano's")
     add_settings(parser, MaskedTraining())
     args = parse(parser, "hubert")
+    training = settings(MaskedTraining, args, shape=read_shape(args.shape))
     args.out.mkdir(parents=True, exist_ok=True)
     by_corpus = read_corpora(args.corpus)
     if not (args.out / "audio.json").is_file():
@@ -329,14 +405,12 @@ def main() -> None:
     store = AudioStore(args.out)
     if store.clips.keys() != {u.id for members in by_corpus.values() for u in members}:
         parser.error(f"{args.out / 'audio.json'} holds other utterances than --corpus: choose another --out")
-    training = settings(MaskedTraining, args)
     first = min(100, args.clusters)
-    budget = Budget(args.minutes)
     if args.stage == "1":
         targets = cluster_store(store, spectral_features, first, args.out / "targets_1.npz", args.seed)
     else:
         stage = args.out / ("stage_1.ckpt" if args.stage == "2" else "stage_2.ckpt")
-        before = hubert_of(stage, first)
+        before = hubert_of(stage, training)
         name = "targets_2.npz" if args.stage == "2" else "targets_units.npz"
 
         def features_of(samples: Tensor) -> Tensor:
@@ -353,10 +427,10 @@ def main() -> None:
         if args.stage == "quantizer"
         else MaskedTrainer(data, training, count, args.device)
     )
-    resume(trainer, path)
+    budget = Budget(args.minutes, before_s=resume(trainer, path))
     train(trainer, training.steps, path, path.with_suffix(".log"), budget)
     if isinstance(trainer, QuantizerTrainer) and args.model is not None:
-        config = HUBERT_CONFIG | {"output_layer": args.layer}
+        config = training.config | {"output_layer": args.layer}
         save_part(args.model, "hubert", config, rounded(trainer.hubert.state_dict()))
         width = trainer.hubert.config.encoder_embed_dim
         shape = {"model_cfg": {"dim": width, "upstream_dim": width, "vocab_size": count}}

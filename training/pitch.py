@@ -2,7 +2,7 @@
 
 The encoder and the codebook are those of the official layout (`spiritrt.models.pitch`); the decoder that they are
 trained with is not shipped. The codebook follows the encoder by moving averages, codes that nothing uses are started
-anew. F0 comes from the tracker that the model will be used with, once for each corpus.
+anew. F0 comes from the tracker that the model will be used with, once for each utterance.
 
     python -m spiritrt.training.pitch --corpus CORPUS --out build/nano --model MODEL --minutes 20
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ from spiritrt.models.pitch import (
     PitchTracker,
     YaaptTracker,
 )
-from spiritrt.training.arguments import CPU, add_settings, launch, parse, settings
-from spiritrt.training.checkpoint import Budget, Schedule, set_lr
+from spiritrt.training.arguments import CPU, add_settings, autocast, check_precision, launch, parse, settings
+from spiritrt.training.checkpoint import Budget, Schedule, check_origin, digest, file_digest, set_lr
 from spiritrt.training.corpora.manifest import cut_utterances, read_corpora
 from spiritrt.training.loop import resume, train
 
@@ -46,24 +47,30 @@ OFFICIAL_CONFIG: dict[str, object] = {
     "vq_params": {"l_bins": 64, "emb_width": 64, "mu": 0.99, "levels": 1},
 }  # fmt: skip
 SCALE_HZ = 50.0  # F0 is learnt in this unit; the shipped encoder takes Hz
+SAVE_EVERY = 200  # utterances that a kill makes track again
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class PitchTraining:
-    """How the quantizer is trained; `frames` of F0 (200 Hz) a crop."""
+    """How the quantizer is trained: `batch` crops of `frames` of F0 (200 Hz) a batch, `accumulate` batches a step."""
 
     steps: int = 6000
     batch: int = 16
+    accumulate: int = 1
     frames: int = 512
     lr: float = 1e-3
     commitment: float = 0.1
     voicing_weight: float = 0.5
     decay: float = 0.99
     least_use: float = 0.05
+    precision: str = "fp32"
     seed: int = 7
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
         if self.frames < 32 or self.frames % 16:
             raise ValueError(f"frames must be a multiple of 16 from 32, got {self.frames}")
         if not 0 < self.decay < 1 or min(self.commitment, self.voicing_weight, self.least_use) < 0:
@@ -102,26 +109,31 @@ class _Residual(nn.Module):
 
 
 class PitchData:
-    """Random crops of F0 features; a batch is a function of (seed, step) alone."""
+    """Random crops of F0 features; a batch is a function of (seed, index) alone."""
 
-    def __init__(self, features: Sequence[Floats], training: PitchTraining) -> None:
-        """`features` are [2, T] arrays in Hz and voicing. Raises ValueError where none is long enough for a crop."""
+    def __init__(
+        self, features: Sequence[Floats], training: PitchTraining, made_of: Mapping[str, object] | None = None
+    ) -> None:
+        """`features` are [2, T] arrays in Hz and voicing, `made_of` says of what (`track_corpora`).
+
+        Raises ValueError where none is long enough for a crop.
+        """
         self.features = [row for row in features if row.shape[1] >= training.frames]
         if not self.features:
             longest = max((row.shape[1] for row in features), default=0)
             raise ValueError(f"no utterance of {training.frames} frames (200 Hz); the longest has {longest}")
-        self.training = training
+        self.training, self.made_of = training, dict(made_of or {})
         lengths = np.array([row.shape[1] for row in self.features], float)
         self._shares = lengths / lengths.sum()
 
-    def batch(self, step: int) -> Tensor:
+    def batch(self, index: int) -> Tensor:
         """Features [B, 2, frames], F0 in units of `SCALE_HZ`."""
         t = self.training
-        rng = np.random.default_rng((t.seed, step))
+        rng = np.random.default_rng((t.seed, index))
         rows = []
-        for index in rng.choice(len(self.features), size=t.batch, p=self._shares):
-            first = int(rng.integers(self.features[index].shape[1] - t.frames + 1))
-            rows.append(self.features[index][:, first : first + t.frames])
+        for place in rng.choice(len(self.features), size=t.batch, p=self._shares):
+            first = int(rng.integers(self.features[place].shape[1] - t.frames + 1))
+            rows.append(self.features[place][:, first : first + t.frames])
         made = torch.from_numpy(np.stack(rows).astype(np.float32))
         made[:, 0] /= SCALE_HZ
         return made
@@ -145,37 +157,51 @@ class PitchTrainer:
         self.step_index = 0
 
     def step(self) -> dict[str, float]:
-        t = self.training
+        many = self.training.accumulate
         set_lr(self.optimizer, self.schedule(self.step_index))
-        features = self.data.batch(self.step_index).to(self.device)
-        encoded = self.quantizer.encoder(features)  # [B, D, T]
+        figures: dict[str, float] = {}
+        made: list[tuple[Tensor, Tensor]] = []
+        for index in range(self.step_index * many, (self.step_index + 1) * many):
+            loss, of_batch, vectors, chosen = self.loss(index)
+            (loss / many).backward()
+            made.append((vectors, chosen))
+            for name, value in of_batch.items():
+                figures[name] = figures.get(name, 0.0) + value / many
+        nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._follow(*(torch.cat(column) for column in zip(*made, strict=True)))
+        self.step_index += 1
+        share = self.use / self.use.sum()
+        return figures | {"codes_used": float(torch.exp(-(share * (share + 1e-9).log()).sum()))}
+
+    def loss(self, index: int) -> tuple[Tensor, dict[str, float], Tensor, Tensor]:
+        """The loss of batch `index` and its figures, with the encoder's vectors [N, D] and their codes [N]."""
+        t = self.training
+        features = self.data.batch(index).to(self.device)
+        with autocast(self.device, t.precision):
+            encoded = self.quantizer.encoder(features).float()  # [B, D, T]
         flat = encoded.detach().transpose(1, 2).reshape(-1, encoded.shape[1])
-        if self.step_index == 0:
+        if index == 0:
             self._restart(torch.ones_like(self.use, dtype=torch.bool), flat)
         chosen = self.quantizer.vq(encoded.detach().transpose(1, 2)).argmax(-1)  # [B, T]
         vectors = self.codes[chosen].transpose(1, 2)
         commitment = F.mse_loss(encoded, vectors)
-        made = self.decoder(encoded + (vectors - encoded).detach())
+        with autocast(self.device, t.precision):
+            made = self.decoder(encoded + (vectors - encoded).detach()).float()
         voiced = features[:, 1]
         # interpolated stretches matter little: nothing is heard of them
         weights = 0.1 + 0.9 * voiced
         f0_loss = ((made[:, 0] - features[:, 0]).square() * weights).sum() / weights.sum()
         voicing_loss = F.mse_loss(made[:, 1], voiced)
         loss = f0_loss + t.voicing_weight * voicing_loss + t.commitment * commitment
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)
-        self.optimizer.step()
-        self._follow(flat, chosen.flatten())
-        self.step_index += 1
         error_hz = (made[:, 0] - features[:, 0]).detach().abs()[voiced > 0.5]
-        share = self.use / self.use.sum()
-        return {
+        figures = {
             "loss": float(loss.detach()),
             "f0_error_hz": SCALE_HZ * float(error_hz.mean()) if len(error_hz) else 0.0,
             "voicing_error": float(((made[:, 1].detach() > 0.5) != (voiced > 0.5)).float().mean()),
-            "codes_used": float(torch.exp(-(share * (share + 1e-9).log()).sum())),
         }
+        return loss, figures, flat, chosen.flatten()
 
     @torch.no_grad()
     def _follow(self, flat: Tensor, chosen: Tensor) -> None:
@@ -201,9 +227,12 @@ class PitchTrainer:
         return {
             "step": self.step_index, "quantizer": self.quantizer.state_dict(), "decoder": self.decoder.state_dict(),
             "optimizer": self.optimizer.state_dict(), "use": self.use, "sums": self.sums,
+            "made_of": self.data.made_of,
         }  # fmt: skip
 
     def resume(self, state: Mapping[str, object]) -> None:
+        """Raises ValueError where the state is of another corpus or another tracker."""
+        check_origin(state.get("made_of"), self.data.made_of)
         self.quantizer.load_state_dict(state["quantizer"])  # type: ignore[arg-type]
         self.decoder.load_state_dict(state["decoder"])  # type: ignore[arg-type]
         self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
@@ -219,30 +248,45 @@ class PitchTrainer:
         return tensors
 
 
-def track_corpora(corpora: Sequence[Path], tracker: PitchTracker, cache: Path) -> tuple[list[Floats], list[Floats]]:
-    """Features [2, T] (normalised F0 in Hz, voicing) of the training and of the held-out utterances.
+def track_corpora(
+    corpora: Sequence[Path], tracker: PitchTracker, name: str, cache: Path
+) -> tuple[list[Floats], list[Floats], dict[str, object]]:
+    """Features [2, T] (normalised F0 in Hz, voicing) of the training and of the held-out utterances; of what they are.
 
-    They are kept in `cache`; utterances that are there are not tracked again.
+    They are kept in `cache`, under the tracker's `name` and a digest of the sound file and of the cut: what is there is
+    not tracked again, and what was cut or recorded anew is.
     """
     known: dict[str, Floats] = dict(np.load(cache)) if cache.is_file() else {}
     quantizer = PitchQuantizer(PitchQuantizerConfig.from_official(OFFICIAL_CONFIG))
     found: tuple[list[Floats], list[Floats]] = ([], [])
+    trained: list[str] = []
     fresh = 0
     for corpus, utterances in read_corpora(corpora).items():
-        missing = [u for u in utterances if u.id not in known]
+        sounds = {file: file_digest(corpus / file) for file in dict.fromkeys(u.file for u in utterances)}
+        keys = {u.id: f"{name}-{digest([sounds[u.file], u.offset_s, u.duration_s])}" for u in utterances}
+        missing = [u for u in utterances if keys[u.id] not in known]
         pairs = tqdm(cut_utterances(corpus, missing), total=len(missing), desc="F0", file=sys.stderr)
         for u, samples in pairs:
             if u.duration_s >= 0.1:
                 track: PitchTrack = tracker(torch.from_numpy(samples))
-                known[u.id] = quantizer.features(track).numpy()
+                known[keys[u.id]] = quantizer.features(track).numpy()
                 fresh += 1
+                if fresh % SAVE_EVERY == 0:
+                    _save(cache, known)
         for u in utterances:
-            if u.id in known:
-                found[u.split != "train"].append(known[u.id])
-    if fresh:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(cache, **known)  # type: ignore[arg-type]
-    return found
+            if (key := keys[u.id]) in known:
+                found[u.split != "train"].append(known[key])
+                trained += [key] * (u.split == "train")
+    if fresh % SAVE_EVERY:
+        _save(cache, known)
+    return *found, {"tracker": name, "utterances": digest(trained)}
+
+
+def _save(cache: Path, known: Mapping[str, Floats]) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    partial = cache.with_name("partial-" + cache.name)
+    np.savez(partial, **known)  # type: ignore[arg-type]
+    os.replace(partial, cache)
 
 
 @torch.no_grad()
@@ -282,11 +326,11 @@ def main() -> None:
     add_settings(parser, PitchTraining())
     args = parse(parser, "pitch")
     tracker: PitchTracker = FcpeTracker() if args.tracker == "fcpe" else YaaptTracker()
-    features, held_out = track_corpora(args.corpus, tracker, args.out / "f0.npz")
     training = settings(PitchTraining, args)
-    trainer = PitchTrainer(PitchData(features, training), training, args.device)
-    resume(trainer, args.out / "pitch.ckpt")
-    train(trainer, training.steps, args.out / "pitch.ckpt", args.out / "pitch.log", Budget(args.minutes))
+    features, held_out, made_of = track_corpora(args.corpus, tracker, args.tracker, args.out / "f0.npz")
+    trainer = PitchTrainer(PitchData(features, training, made_of), training, args.device)
+    budget = Budget(args.minutes, before_s=resume(trainer, args.out / "pitch.ckpt"))
+    train(trainer, training.steps, args.out / "pitch.ckpt", args.out / "pitch.log", budget)
     save_part(args.model, "pitch", OFFICIAL_CONFIG, trainer.shipped())
     print(json.dumps({"step": trainer.step_index, **evaluate(trainer, held_out)}))
 

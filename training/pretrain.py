@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import FrameType
 
@@ -424,10 +424,14 @@ def main() -> None:
         epilog="on many processes: torchrun --nproc-per-node N -m spiritrt.training.pretrain --config FILE",
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML file of the run, see training/configs")
+    parser.add_argument("--minutes", type=float, help="instead of the file's; 0 is no limit")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    plan, place = PretrainPlan.read(args.config), Place.take()
+    plan = PretrainPlan.read(args.config)
+    if args.minutes is not None:
+        plan = replace(plan, minutes=args.minutes)
+    place = Place.take()
     torch.manual_seed(plan.seed)
     training = Pretraining(plan, place)
     work = Path(plan.work)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from spiritrt.models.checkpoints import save_part
 from spiritrt.models.style import StyleClassifier, StyleConfig, encode_style
-from spiritrt.training.arguments import CPU, add_settings, launch, parse, settings
+from spiritrt.training.arguments import CPU, add_settings, autocast, check_precision, launch, parse, settings
 from spiritrt.training.augment import Augmentation, augment
 from spiritrt.training.checkpoint import (
     Average,
@@ -57,29 +57,33 @@ def official_config(styles: Sequence[str]) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class StyleTraining:
-    """How the classifier is trained: crops of whole seconds, every style as often as the others.
+    """How the classifier is trained: `batch` crops of whole seconds a batch, every style as often as the others, and
+    `accumulate` batches a step.
 
     There is no change of speed in the augmentation: rate and pitch are what a style is.
     """
 
     steps: int = 3000
     batch: int = 8
+    accumulate: int = 1
     seconds: int = 2
     lr: float = 1e-3
     augmented_share: float = 0.5
     smoothing: float = 0.05
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(speed_share=0.0, telephone_share=0.0))
+    precision: str = "fp32"
     seed: int = 7
 
     def __post_init__(self) -> None:
-        if self.seconds < 1 or self.batch < 1 or self.steps < 1:
-            raise ValueError(f"seconds, batch and steps must be at least 1: {self}")
+        check_precision(self.precision)
+        if min(self.seconds, self.batch, self.accumulate, self.steps) < 1:
+            raise ValueError(f"seconds, batch, accumulate and steps must be at least 1: {self}")
         if not 0 <= self.augmented_share <= 1 or not 0 <= self.smoothing < 1:
             raise ValueError(f"augmented_share and smoothing are shares: {self}")
 
 
 class StyleData:
-    """Random crops by style; a batch is a function of (seed, step) alone."""
+    """Random crops by style; a batch is a function of (seed, index) alone."""
 
     def __init__(self, clips: Sequence[tuple[str, Floats]], training: StyleTraining) -> None:
         """`clips` are (style, samples). Raises ValueError for fewer than two styles with clips that are long enough."""
@@ -96,10 +100,10 @@ class StyleData:
             )
         self.clips = [by_style[style] for style in self.styles]
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, index: int) -> tuple[Tensor, Tensor]:
         """Sound [B, N] and labels [B]."""
         t = self.training
-        rng = np.random.default_rng((t.seed, step))
+        rng = np.random.default_rng((t.seed, index))
         labels = rng.integers(len(self.styles), size=t.batch)
         rows = []
         for label in labels:
@@ -118,24 +122,39 @@ class StyleTrainer:
         self.data, self.training, self.device = data, training, device
         self.config = official_config(data.styles)
         self.model = StyleClassifier(StyleConfig.from_official(self.config)).to(device)
+        if device.type == "cpu":
+            in_float32(self.model.wav2vec2.encoder.pos_conv_embed.conv)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), training.lr, (0.9, 0.98), weight_decay=0.02)
         self.schedule = Schedule(training.lr, training.steps, warmup=min(100, training.steps))
         self.average = Average(self.model)
         self.step_index = 0
 
     def step(self) -> dict[str, float]:
+        many = self.training.accumulate
         set_lr(self.optimizer, self.schedule(self.step_index))
-        sound, labels = (column.to(self.device) for column in self.data.batch(self.step_index))
-        logits = self.model.train()(sound)  # [B, seconds, styles]
-        targets = labels[:, None].expand(logits.shape[:2])
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=self.training.smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.model.train()
+        figures: dict[str, float] = {}
+        for index in range(self.step_index * many, (self.step_index + 1) * many):
+            loss, of_batch = self.loss(index)
+            (loss / many).backward()
+            for name, value in of_batch.items():
+                figures[name] = figures.get(name, 0.0) + value / many
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.model, self.step_index)
         self.step_index += 1
-        return {"loss": float(loss.detach()), "accuracy": float((logits.argmax(-1) == targets).float().mean())}
+        return figures
+
+    def loss(self, index: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss of batch `index`, and its figures."""
+        sound, labels = (column.to(self.device) for column in self.data.batch(index))
+        with autocast(self.device, self.training.precision):
+            logits = self.model(sound).float()  # [B, seconds, styles]
+        targets = labels[:, None].expand(logits.shape[:2])
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=self.training.smoothing)
+        hits = (logits.argmax(-1) == targets).float().mean()
+        return loss, {"loss": float(loss.detach()), "accuracy": float(hits)}
 
     def state(self) -> dict[str, object]:
         return {
@@ -157,6 +176,21 @@ class StyleTrainer:
         tensors = rounded(self.model.state_dict() | self.average.tensors)
         model.load_state_dict({name: value.float() for name, value in tensors.items()})
         return model.eval()
+
+
+def in_float32(conv: nn.Conv1d) -> None:
+    """Lets `conv` compute in float32 under autocast too.
+
+    With AMX oneDNN's bf16 convolutions (torch 2.13) are wrong by more than their own size where a group has fewer than
+    16 channels and the kernel is a long one of a multiple of 4: nano's positional one, 12 channels and 32 frames.
+    """
+    forward = conv.forward
+
+    def exact(input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return forward(input.float())
+
+    conv.forward = exact  # type: ignore[method-assign]
 
 
 def gender_of(speaker: str) -> str | None:
@@ -219,8 +253,8 @@ def main() -> None:
     training = settings(StyleTraining, args)
     trainer = StyleTrainer(StyleData(clips, training), training, args.device)
     args.out.mkdir(parents=True, exist_ok=True)
-    resume(trainer, args.out / "style.ckpt")
-    train(trainer, training.steps, args.out / "style.ckpt", args.out / "style.log", Budget(args.minutes))
+    budget = Budget(args.minutes, before_s=resume(trainer, args.out / "style.ckpt"))
+    train(trainer, training.steps, args.out / "style.ckpt", args.out / "style.log", budget)
     shipped = trainer.shipped()
     save_part(args.model, "style", trainer.config, rounded(shipped.state_dict()))
     print(json.dumps({"step": trainer.step_index, **evaluate(shipped, trainer.data.styles, held_out)}))

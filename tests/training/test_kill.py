@@ -25,8 +25,10 @@ from spiritrt.training.checkpoint import Budget
 from spiritrt.training.corpora.manifest import AudioStore, Clip
 from spiritrt.training.encoder import N_UNITS, EncoderTrainer
 from spiritrt.training.encoder_data import EncoderData, EncoderTraining, Targets
-from spiritrt.training.loop import resume, train
+from spiritrt.training.hubert import Data, MaskedTrainer, MaskedTraining
+from spiritrt.training.loop import Steps, resume, train
 from spiritrt.training.pitch import PitchData, PitchTrainer, PitchTraining
+from spiritrt.training.style import StyleData, StyleTrainer, StyleTraining
 from spiritrt.training.vocoder import VocoderTrainer
 from spiritrt.training.vocoder_data import OFFICIAL_CONFIG, VocoderData, VocoderTraining, with_speakers
 
@@ -100,11 +102,32 @@ def vocoder_trainer(folder: Path) -> VocoderTrainer:
     return VocoderTrainer(VocoderData(store, {"x": units}, [], inventory, training), training, config)
 
 
+def hubert_trainer(folder: Path) -> MaskedTrainer:
+    """With augmentation and dropout."""
+    store, units, _ = two_seconds(folder)
+    training = MaskedTraining(steps=10, batch=2, frames=20, augmented_share=1.0)
+    return MaskedTrainer(Data(store, {"x": units % 8}, training), training, 8)
+
+
+def style_trainer(folder: Path) -> StyleTrainer:
+    rng = np.random.default_rng(0)
+    clips = [(style, (0.1 * rng.standard_normal(20000)).astype(np.float32)) for style in ("lively", "subdued")]
+    training = StyleTraining(steps=15, batch=2, seconds=1)
+    return StyleTrainer(StyleData(clips, training), training)
+
+
 @pytest.mark.parametrize(
-    ("make", "steps", "seed"), [(pitch_trainer, 25, 0), (encoder_trainer, 10, 2), (vocoder_trainer, 10, 4)]
+    ("make", "steps", "seed"),
+    [
+        (pitch_trainer, 25, 0),
+        (encoder_trainer, 10, 2),
+        (vocoder_trainer, 10, 4),
+        (hubert_trainer, 10, 6),
+        (style_trainer, 15, 8),
+    ],
 )
 def test_a_killed_run_has_the_result_of_an_unbroken_one(
-    tmp_path: Path, make: Callable[[Path], PitchTrainer | EncoderTrainer | VocoderTrainer], steps: int, seed: int
+    tmp_path: Path, make: Callable[[Path], Steps], steps: int, seed: int
 ):
     """The loop that the trainings of the speech parts share, with a checkpoint after every step."""
 
@@ -131,7 +154,10 @@ def test_a_killed_run_has_the_result_of_an_unbroken_one(
             # a step that was made and not saved is made again, and is the same
             assert found.setdefault(line["step"], line) == line
     assert again == whole and set(whole) == set(range(1, steps + 1))
-    assert_equal(*(torch.load(tmp_path / name / "state.ckpt", weights_only=True) for name in ("unbroken", "killed")))
+    states = [torch.load(tmp_path / name / "state.ckpt", weights_only=True) for name in ("unbroken", "killed")]
+    for state in states:
+        assert state.pop("spent_s") > 0  # by the clock
+    assert_equal(*states)
 
 
 def assert_equal(a: object, b: object) -> None:

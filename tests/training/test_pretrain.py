@@ -221,6 +221,66 @@ def test_two_processes_have_the_losses_of_one(
     assert alone.step() == pytest.approx(expected[3], rel=1e-4)
 
 
+STOPPED = """
+import os, signal, sys
+from pathlib import Path
+import torch.distributed as dist
+from spiritrt.training.pretrain import Place, Pretraining, PretrainPlan, run
+place = Place.take()
+for path, steps in zip(sys.argv[1:], (4, 2)):
+    training = Pretraining(PretrainPlan.read(Path(path)), place)
+    step = training.step
+
+    def stepped():
+        loss = step()
+        if training.steps_done == steps and place.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    training.step = stepped
+    work = Path(training.plan.work)
+    work.mkdir(exist_ok=True)
+    run(training, work)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="two gloo processes are started with torchrun's launcher")
+def test_two_processes_go_on_with_the_same_losses(source: Path, tmp_path: Path):
+    """An unbroken run of four steps, and one that SIGTERM to one of its processes stops after two."""
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    paths = [str(plan(source, tmp_path / name, checkpoint_layers=True)) for name in ("whole", "cut")]
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+    def logged(name: str) -> list[float]:
+        lines = (tmp_path / name / "work" / "pretrain.log").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    for arguments in (
+        [str(tmp_path / "stopped.py"), *paths], ["-m", "spiritrt.training.pretrain", "--config", paths[1]]
+    ):  # fmt: skip
+        done = subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert len(logged("cut")) == (2 if "stopped.py" in arguments[0] else 4)
+    assert json.loads(done.stdout.splitlines()[-1]) == {"processes": 2, "resumed_at": 2}
+    assert len(logged("whole")) == 4 and logged("cut") == pytest.approx(logged("whole"), rel=1e-6)
+
+
+def test_the_minutes_of_the_command_line_win(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = plan(source, tmp_path, minutes=60.0)
+    monkeypatch.setattr(sys, "argv", ["pretrain", "--config", str(path), "--minutes", "1e-9"])
+    pretrain.main()
+    assert json.loads((tmp_path / "work" / "latest").read_text())["steps_done"] == 1
+    monkeypatch.setattr(sys, "argv", ["pretrain", "--config", str(path), "--minutes", "-1"])
+    with pytest.raises(ValueError, match="must not be below 0"):
+        pretrain.main()
+
+
 RESUMING = """
 import sys
 from pathlib import Path

@@ -1,5 +1,6 @@
 """The style classifier learns what distinguishes its classes, resumes exactly, and ships in the official layout."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,31 @@ def test_it_names_styles_of_others_and_ships(trained: StyleTrainer, tmp_path: Pa
     assert part.config["id2label"] == {"0": "fast", "1": "slow"} and loaded.config.num_labels == 2
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_of_two_batches_has_the_mean_of_their_gradients(precision: str):
+    training = replace(TRAINING, precision=precision, accumulate=2)
+    trainer = StyleTrainer(StyleData(clips(12, 0), training), training)
+    trainer.model.train()
+    weight = trainer.model.projector.weight
+    alone = [torch.autograd.grad(trainer.loss(index)[0], weight)[0] for index in (0, 1)]
+    seen: list[torch.Tensor] = []
+    weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+    figures = trainer.step()
+    torch.testing.assert_close(seen[-1], (alone[0] + alone[1]) / 2, rtol=1e-3, atol=1e-6)
+    assert trainer.step_index == 1 and figures["loss"] > 0
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+
+
+def test_bf16_learns_the_same_losses_within_its_precision():
+    losses = []
+    for precision in ("fp32", "bf16"):
+        training = replace(TRAINING, precision=precision)
+        trainer = StyleTrainer(StyleData(clips(12, 0), training), training)
+        losses.append([trainer.step()["loss"] for _ in range(4)])
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.03)
+
+
 def test_a_resumed_run_repeats_and_other_styles_are_refused(tmp_path: Path):
     def fresh(styles: int = 12) -> StyleTrainer:
         return StyleTrainer(StyleData(clips(styles, 0), TRAINING), TRAINING)
@@ -90,5 +116,8 @@ def test_every_style_is_as_often_and_too_few_are_named():
         StyleData(clips(1, 0), TRAINING)
     with pytest.raises(ValueError, match="two styles or more"):
         StyleData(clips(4, 0), StyleTraining(seconds=2))
-    with pytest.raises(ValueError, match="at least 1"):
-        StyleTraining(seconds=0)
+    for bad in ({"seconds": 0}, {"accumulate": 0}):
+        with pytest.raises(ValueError, match="at least 1"):
+            StyleTraining(**bad)
+    with pytest.raises(ValueError, match="precision must be one of"):
+        StyleTraining(precision="fp8")
