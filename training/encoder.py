@@ -118,22 +118,16 @@ class EncoderTrainer:
         self.step_index = 0
 
     def step(self) -> dict[str, float]:
-        many = self.training.accumulate
         set_lr(self.optimizer, self.schedule(self.step_index))
         self.model.train()
-        figures: dict[str, float] = {}
-        for index in self.place.share(self.step_index, many):
-            loss, of_batch = self.loss(index)
-            (loss / many).backward()
-            for name, value in of_batch.items():
-                figures[name] = figures.get(name, 0.0) + value / many
+        figures = self.place.backward(self.loss, self.step_index, self.training.accumulate)
         self.place.sum_gradients(self.model.parameters())
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.model, self.step_index)
         self.step_index += 1
-        return self.place.sum_figures(figures)
+        return figures
 
     def loss(self, index: int) -> tuple[Tensor, dict[str, float]]:
         """The loss of batch `index`, and its figures."""

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from spiritrt.models.checkpoints import save_part
 from spiritrt.models.hubert import Hubert, HubertConfig, LinearQuantizer
 from spiritrt.models.weights import config_section
-from spiritrt.training.arguments import CPU, add_settings, autocast, check_precision, launch, parse, settings
+from spiritrt.training.arguments import add_settings, autocast, check_precision, launch, parse, settings
 from spiritrt.training.augment import Augmentation, augment
 from spiritrt.training.checkpoint import (
     Average,
@@ -47,8 +47,9 @@ from spiritrt.training.checkpoint import (
 )
 from spiritrt.training.corpora.manifest import AudioStore, Clip, cut_utterances, read_corpora
 from spiritrt.training.encoder import HUBERT_CONFIG, frame_spectra
-from spiritrt.training.loop import resume, train
+from spiritrt.training.loop import ALONE, resume, train
 from spiritrt.training.losses import outputs_of
+from spiritrt.training.processes import Place
 from spiritrt.training.units import FRAME_SPAN_SAMPLES, HOP_SAMPLES, frame_count, k_means
 
 Floats = NDArray[np.float32]
@@ -204,16 +205,17 @@ class Data:
 class MaskedTrainer:
     """Encoder, prediction head, optimizer and averaged weights of one stage."""
 
-    def __init__(self, data: Data, training: MaskedTraining, clusters: int, device: torch.device = CPU) -> None:
+    def __init__(self, data: Data, training: MaskedTraining, clusters: int, place: Place = ALONE) -> None:
         torch.manual_seed(training.seed)
-        self.data, self.training, self.clusters, self.device = data, training, clusters, device
+        self.data, self.training, self.clusters, self.place = data, training, clusters, place
+        self.device = place.device
         config = training.hubert
         width = config.encoder_embed_dim
         self.model = nn.ModuleDict({
             "hubert": Hubert(config, training.dropout), "head": nn.Linear(width, CODE_DIMS),
             "codes": nn.Embedding(clusters, CODE_DIMS),
-        }).to(device)  # fmt: skip
-        self.hidden = nn.Parameter((0.1 * torch.randn(width)).to(device))
+        }).to(self.device)  # fmt: skip
+        self.hidden = nn.Parameter((0.1 * torch.randn(width)).to(self.device))
         self.optimizer = torch.optim.AdamW(
             [*self.model.parameters(), self.hidden], training.lr, (0.9, 0.98), weight_decay=0.01
         )
@@ -222,16 +224,12 @@ class MaskedTrainer:
         self.step_index = 0
 
     def step(self) -> dict[str, float]:
-        many = self.training.accumulate
         set_lr(self.optimizer, self.schedule(self.step_index))
         self.model.train()
-        figures: dict[str, float] = {}
-        for index in range(self.step_index * many, (self.step_index + 1) * many):
-            loss, of_batch = self.loss(index)
-            (loss / many).backward()
-            for name, value in of_batch.items():
-                figures[name] = figures.get(name, 0.0) + value / many
-        nn.utils.clip_grad_norm_([*self.model.parameters(), self.hidden], 1.0)
+        figures = self.place.backward(self.loss, self.step_index, self.training.accumulate)
+        trained = [*self.model.parameters(), self.hidden]
+        self.place.sum_gradients(trained)
+        nn.utils.clip_grad_norm_(trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.model, self.step_index)
@@ -280,26 +278,22 @@ class QuantizerTrainer:
     """A linear quantizer on frozen features: CTC of the clean speech's units from disturbed speech."""
 
     def __init__(
-        self, data: Data, hubert: Hubert, training: MaskedTraining, clusters: int, device: torch.device = CPU
+        self, data: Data, hubert: Hubert, training: MaskedTraining, clusters: int, place: Place = ALONE
     ) -> None:
         torch.manual_seed(training.seed)
-        self.data, self.training, self.clusters, self.device = data, training, clusters, device
-        self.hubert = hubert.eval().to(device)
+        self.data, self.training, self.clusters, self.place = data, training, clusters, place
+        self.device = place.device
+        self.hubert = hubert.eval().to(self.device)
         width = hubert.config.encoder_embed_dim
-        self.model = LinearQuantizer(width, width, clusters).to(device)
+        self.model = LinearQuantizer(width, width, clusters).to(self.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), training.lr, weight_decay=0.01)
         self.schedule = Schedule(training.lr, training.steps, warmup=min(100, training.steps))
         self.step_index = 0
 
     def step(self) -> dict[str, float]:
-        many = self.training.accumulate
         set_lr(self.optimizer, self.schedule(self.step_index))
-        figures: dict[str, float] = {}
-        for index in range(self.step_index * many, (self.step_index + 1) * many):
-            loss, of_batch = self.loss(index)
-            (loss / many).backward()
-            for name, value in of_batch.items():
-                figures[name] = figures.get(name, 0.0) + value / many
+        figures = self.place.backward(self.loss, self.step_index, self.training.accumulate)
+        self.place.sum_gradients(self.model.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step_index += 1
@@ -400,14 +394,18 @@ def main() -> None:
     training = settings(MaskedTraining, args, shape=read_shape(args.shape))
     args.out.mkdir(parents=True, exist_ok=True)
     by_corpus = read_corpora(args.corpus)
-    if not (args.out / "audio.json").is_file():
-        AudioStore.write(args.out, [pair for c, members in by_corpus.items() for pair in cut_utterances(c, members)])
-    store = AudioStore(args.out)
+    place = Place.take(args.device)
+    with place.first():
+        if not (args.out / "audio.json").is_file():
+            sound = (pair for c, members in by_corpus.items() for pair in cut_utterances(c, members))
+            AudioStore.write(args.out, sound)
+        store = AudioStore(args.out)
     if store.clips.keys() != {u.id for members in by_corpus.values() for u in members}:
         parser.error(f"{args.out / 'audio.json'} holds other utterances than --corpus: choose another --out")
     first = min(100, args.clusters)
     if args.stage == "1":
-        targets = cluster_store(store, spectral_features, first, args.out / "targets_1.npz", args.seed)
+        with place.first():
+            targets = cluster_store(store, spectral_features, first, args.out / "targets_1.npz", args.seed)
     else:
         stage = args.out / ("stage_1.ckpt" if args.stage == "2" else "stage_2.ckpt")
         before = hubert_of(stage, training)
@@ -417,18 +415,22 @@ def main() -> None:
             return layer_features(before, samples, args.layer)
 
         source = f"layer {args.layer} of {file_digest(stage)}"
-        targets = cluster_store(store, features_of, args.clusters, args.out / name, args.seed, source)
+        with place.first():
+            targets = cluster_store(store, features_of, args.clusters, args.out / name, args.seed, source)
     count = first if args.stage == "1" else args.clusters
     data = Data(store, targets, training)
     path = args.out / (f"stage_{args.stage}.ckpt" if args.stage != "quantizer" else "quantizer.ckpt")
     trainer: MaskedTrainer | QuantizerTrainer
     trainer = (
-        QuantizerTrainer(data, before, training, count, args.device)
+        QuantizerTrainer(data, before, training, count, place)
         if args.stage == "quantizer"
-        else MaskedTrainer(data, training, count, args.device)
+        else MaskedTrainer(data, training, count, place)
     )
     budget = Budget(args.minutes, before_s=resume(trainer, path))
-    train(trainer, training.steps, path, path.with_suffix(".log"), budget)
+    train(trainer, training.steps, path, path.with_suffix(".log"), budget, place=place)
+    place.leave()
+    if place.rank > 0:
+        return
     if isinstance(trainer, QuantizerTrainer) and args.model is not None:
         config = training.config | {"output_layer": args.layer}
         save_part(args.model, "hubert", config, rounded(trainer.hubert.state_dict()))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import signal
 import sys
@@ -53,6 +52,7 @@ from spiritrt.training.checkpoint import check_origin, file_digest
 from spiritrt.training.interleave import SpanPlan
 from spiritrt.training.lm import digest_of
 from spiritrt.training.packing import Packed
+from spiritrt.training.processes import Place
 from spiritrt.training.shard_documents import ShardDocuments, TokenMix, read_text, shard_version
 from spiritrt.training.shards import Shard, tokenizer_versions
 
@@ -120,27 +120,6 @@ class PretrainPlan:
     @property
     def batches_a_step(self) -> int:
         return self.tokens_a_step // self.tokens_a_batch
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """This process among all, and its device."""
-
-    rank: int = 0
-    world: int = 1
-    device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
-
-    @classmethod
-    def take(cls) -> Place:
-        """From torchrun's environment: NCCL where there are GPUs, else gloo. Alone without it."""
-        cuda = torch.cuda.is_available()
-        if "RANK" not in os.environ:
-            return cls(device=torch.device("cuda" if cuda else "cpu"))
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
-        if cuda:
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if cuda else "gloo")
-        return cls(dist.get_rank(), dist.get_world_size(), device)
 
 
 def make_documents(plan: PretrainPlan) -> ShardDocuments:

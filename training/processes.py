@@ -6,12 +6,17 @@ Plain data parallelism, for parts that fit any device; `pretrain` shards a langu
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+
+PATIENCE = timedelta(hours=12)  # for what the first process prepares
+Loss = Callable[[int], tuple[Tensor, dict[str, float]]]  # of batch number n, with its figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +37,17 @@ class Place:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
         if cuda:
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
         return cls(dist.get_rank(), dist.get_world_size(), device)
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """A part that the first process runs before the others do: they find what it wrote."""
+        if self.rank > 0:
+            dist.barrier()
+        yield
+        if self.rank == 0 and self.world > 1:
+            dist.barrier()
 
     def leave(self) -> None:
         """The end of the processes' work together."""
@@ -48,6 +62,20 @@ class Place:
         if batches < self.world:
             raise ValueError(f"{self.world} processes need as many batches a step: give --accumulate {self.world}")
         return range(step * batches + self.rank, (step + 1) * batches, self.world)
+
+    def backward(self, loss: Loss, step: int, batches: int) -> dict[str, float]:
+        """Gradients of the mean loss over this process's batches of a step, to be summed with `sum_gradients`; the mean
+        figures over all processes'.
+
+        Raises ValueError as `share` does.
+        """
+        figures: dict[str, float] = {}
+        for index in self.share(step, batches):
+            of_batch, its_figures = loss(index)
+            (of_batch / batches).backward()
+            for name, value in its_figures.items():
+                figures[name] = figures.get(name, 0.0) + value / batches
+        return self.sum_figures(figures)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give every process the sum of all processes' gradients; one that this process lacks counts as zero."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from spiritrt.models.checkpoints import save_part
 from spiritrt.models.style import StyleClassifier, StyleConfig, encode_style
-from spiritrt.training.arguments import CPU, add_settings, autocast, check_precision, launch, parse, settings
+from spiritrt.training.arguments import add_settings, autocast, check_precision, launch, parse, settings
 from spiritrt.training.augment import Augmentation, augment
 from spiritrt.training.checkpoint import (
     Average,
@@ -36,7 +36,8 @@ from spiritrt.training.checkpoint import (
     set_lr,
 )
 from spiritrt.training.corpora.manifest import RATE_HZ, Utterance, cut_utterances, read_corpora
-from spiritrt.training.loop import resume, train
+from spiritrt.training.loop import ALONE, resume, train
+from spiritrt.training.processes import Place
 
 Floats = NDArray[np.float32]
 GENDERED = re.compile("[a-z]([fm])_")
@@ -117,12 +118,12 @@ class StyleData:
 class StyleTrainer:
     """Classifier, optimizer and averaged weights; `step()` returns the figures of one step."""
 
-    def __init__(self, data: StyleData, training: StyleTraining, device: torch.device = CPU) -> None:
+    def __init__(self, data: StyleData, training: StyleTraining, place: Place = ALONE) -> None:
         torch.manual_seed(training.seed)
-        self.data, self.training, self.device = data, training, device
+        self.data, self.training, self.place, self.device = data, training, place, place.device
         self.config = official_config(data.styles)
-        self.model = StyleClassifier(StyleConfig.from_official(self.config)).to(device)
-        if device.type == "cpu":
+        self.model = StyleClassifier(StyleConfig.from_official(self.config)).to(self.device)
+        if self.device.type == "cpu":
             in_float32(self.model.wav2vec2.encoder.pos_conv_embed.conv)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), training.lr, (0.9, 0.98), weight_decay=0.02)
         self.schedule = Schedule(training.lr, training.steps, warmup=min(100, training.steps))
@@ -130,15 +131,10 @@ class StyleTrainer:
         self.step_index = 0
 
     def step(self) -> dict[str, float]:
-        many = self.training.accumulate
         set_lr(self.optimizer, self.schedule(self.step_index))
         self.model.train()
-        figures: dict[str, float] = {}
-        for index in range(self.step_index * many, (self.step_index + 1) * many):
-            loss, of_batch = self.loss(index)
-            (loss / many).backward()
-            for name, value in of_batch.items():
-                figures[name] = figures.get(name, 0.0) + value / many
+        figures = self.place.backward(self.loss, self.step_index, self.training.accumulate)
+        self.place.sum_gradients(self.model.parameters())
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -251,10 +247,14 @@ def main() -> None:
     args = parse(parser, "style")
     clips, held_out = read_clips(args.corpus, args.voices)
     training = settings(StyleTraining, args)
-    trainer = StyleTrainer(StyleData(clips, training), training, args.device)
+    place = Place.take(args.device)
+    trainer = StyleTrainer(StyleData(clips, training), training, place)
     args.out.mkdir(parents=True, exist_ok=True)
     budget = Budget(args.minutes, before_s=resume(trainer, args.out / "style.ckpt"))
-    train(trainer, training.steps, args.out / "style.ckpt", args.out / "style.log", budget)
+    train(trainer, training.steps, args.out / "style.ckpt", args.out / "style.log", budget, place=place)
+    place.leave()
+    if place.rank > 0:
+        return
     shipped = trainer.shipped()
     save_part(args.model, "style", trainer.config, rounded(shipped.state_dict()))
     print(json.dumps({"step": trainer.step_index, **evaluate(shipped, trainer.data.styles, held_out)}))

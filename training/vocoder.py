@@ -207,14 +207,11 @@ class VocoderTrainer:
         return t.gan_lr
 
     def step(self) -> dict[str, float]:
-        many, adversaries = self.training.accumulate, self.step_index >= self.training.gan_from
+        adversaries = self.step_index >= self.training.gan_from
         set_lr(self.optimizer, self.learning_rate())
-        losses: dict[str, float] = {}
-        for index in self.place.share(self.step_index, many):
-            loss, of_batch = self.losses(index, adversaries)
-            (loss / many).backward()
-            for name, value in of_batch.items():
-                losses[name] = losses.get(name, 0.0) + value / many
+        losses = self.place.backward(
+            lambda index: self.losses(index, adversaries), self.step_index, self.training.accumulate
+        )
         self.place.sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         nn.utils.clip_grad_norm_(self.vocoder.parameters(), 5.0)
         self.optimizer.step()
@@ -225,7 +222,7 @@ class VocoderTrainer:
             self.d_optimizer.zero_grad(set_to_none=True)
         self.average.update(self.vocoder, self.step_index)
         self.step_index += 1
-        return self.place.sum_figures(losses)
+        return losses
 
     def losses(self, index: int, adversaries: bool) -> tuple[Tensor, dict[str, float]]:
         """The generator's loss of batch `index`, and its parts; the discriminators, where they take part, get the

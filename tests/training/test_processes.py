@@ -14,6 +14,7 @@ from spiritrt.training.checkpoint import Budget, load_checkpoint
 from spiritrt.training.corpora.manifest import AudioStore, Clip
 from spiritrt.training.encoder import N_UNITS, EncoderTrainer
 from spiritrt.training.encoder_data import EncoderData, EncoderTraining, Targets
+from spiritrt.training.hubert import Data, MaskedTrainer, MaskedTraining
 from spiritrt.training.loop import resume, train
 from spiritrt.training.processes import Place
 from spiritrt.training.vocoder import OFFICIAL_CONFIG, VocoderTrainer, with_speakers
@@ -50,10 +51,18 @@ def vocoder(folder: Path, place: Place) -> VocoderTrainer:
     return VocoderTrainer(data, training, with_speakers(OFFICIAL_CONFIG, ("af_heart",)), place=place)
 
 
+def hubert(folder: Path, place: Place) -> MaskedTrainer:
+    training = MaskedTraining(batch=2, frames=20, dropout=0.0, accumulate=2)
+    units = np.random.default_rng(3).integers(0, 8, 49)
+    return MaskedTrainer(Data(AudioStore(folder), {"x": units}, training), training, 8, place)
+
+
 def run(folder: Path, place: Place) -> dict[str, list[dict[str, float]]]:
     """The figures of a few steps of both trainers."""
     torch.set_num_threads(1)
-    trainers = {"encoder": encoder(folder, place), "vocoder": vocoder(folder, place)}
+    trainers = {
+        "encoder": encoder(folder, place), "vocoder": vocoder(folder, place), "hubert": hubert(folder, place),
+    }  # fmt: skip
     return {name: [trainer.step() for _ in range(STEPS)] for name, trainer in trainers.items()}
 
 
