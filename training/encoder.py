@@ -164,7 +164,10 @@ class EncoderTrainer:
         """
         inventory = checkpoint.folder / "inventory.json"
         if not inventory.is_file() or digest(json.loads(inventory.read_text("utf-8"))) != self.data.made_of["units"]:
-            raise ValueError(f"{checkpoint.folder} has other units, or does not name them in inventory.json")
+            raise ValueError(
+                f"{checkpoint.folder} has other units than these, or does not name them in inventory.json: leave out"
+                " --begin, or make the units of the corpus that it was trained on"
+            )
         for name in ("hubert", "quantizer"):
             part = checkpoint.part(name)
             if part.config != {"hubert": HUBERT_CONFIG, "quantizer": QUANTIZER_CONFIG}[name]:
@@ -266,7 +269,7 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile the convolution stack (needs a C++ compiler)"
     )
-    parser.add_argument("--begin", help="a family of the same units whose encoder to go on from")
+    parser.add_argument("--begin", help="a family of the same units whose encoder the first run begins with")
     parser.add_argument("--export-only", action="store_true", help="export the last checkpoint without training")
     args = parse(parser, "encoder")
     training = settings(EncoderTraining, args)
@@ -290,6 +293,8 @@ def main() -> None:
     if place.rank > 0:
         return
     hubert, quantizer = export(trainer, args.model)
+    # what --begin and curation go by
+    (args.model / "inventory.json").write_text(json.dumps(inventory, ensure_ascii=False), encoding="utf-8")
     encoded = encode_store(hubert, quantizer, store, [u.id for u in utterances])
     write_units(args.out / "encoder_units.jsonl", utterances, lambda i: encoded[i].tolist())
     # units of training speech are better than any that will be heard later; a bad line makes them worse again

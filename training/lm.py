@@ -434,7 +434,7 @@ def main() -> None:
     parser.add_argument(
         "--mix", choices=sorted(MIXES), help="without --shards: which documents, in which shares (nano)"
     )
-    parser.add_argument("--begin", help="without --shards: a family whose language model to go on from")
+    parser.add_argument("--begin", help="without --shards: a family whose language model the first run begins with")
     parser.add_argument("--packed", action="store_true", help="several documents a row, none seeing another")
     add_settings(parser, Plan())
     args = parse(parser, "lm")

@@ -306,7 +306,7 @@ def main() -> None:
     parser.add_argument(
         "--shards", type=Path, nargs="+", default=[], help="of an Expressive family: its codes as inputs"
     )
-    parser.add_argument("--begin", help="a family whose vocoder it begins with; with --shards a Base family")
+    parser.add_argument("--begin", help="a family whose vocoder the first run begins with; with --shards a Base family")
     wide = OFFICIAL_CONFIG["upsample_initial_channel"]
     parser.add_argument("--channels", type=int, default=wide, help="of the first layer; halved by each of the others")
     args = parse(parser, "vocoder")
