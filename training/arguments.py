@@ -75,6 +75,13 @@ def check_precision(precision: str) -> None:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
 
 
+def check_batches(precision: str, accumulate: int) -> None:
+    """Raises ValueError as `check_precision` does, and for fewer batches a step than one."""
+    check_precision(precision)
+    if accumulate < 1:
+        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+
+
 @contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
     """The context of a forward pass in `precision`; weights, their gradients and the losses stay float32.

@@ -121,10 +121,7 @@ class EncoderTrainer:
         set_lr(self.optimizer, self.schedule(self.step_index))
         self.model.train()
         figures = self.place.backward(self.loss, self.step_index, self.training.accumulate)
-        self.place.sum_gradients(self.model.parameters())
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.place.step(self.optimizer, clip=1.0)
         self.average.update(self.model, self.step_index)
         self.step_index += 1
         return figures

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spiritrt.training.arguments import check_precision
+from spiritrt.training.arguments import check_batches
 from spiritrt.training.augment import Augmentation, augment, change_speed, draw_speed
 from spiritrt.training.checkpoint import digest
 from spiritrt.training.corpora.manifest import UNLABELLED, AudioStore, Clip, of_units
@@ -54,9 +54,7 @@ class EncoderTraining:
     seed: int = 7
 
     def __post_init__(self) -> None:
-        check_precision(self.precision)
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
+        check_batches(self.precision, self.accumulate)
         if not self.crop_frames or min(self.crop_frames) < 2 or max(self.crop_frames) > self.batch_frames:
             raise ValueError(f"crop_frames must lie in 2..batch_frames ({self.batch_frames}), got {self.crop_frames}")
         if self.clean_steps < 1 or self.phone_weight < 0 or not 0 <= self.augmented_share <= 1:

@@ -36,7 +36,7 @@ from spiritrt.models.checkpoints import find, save_part
 from spiritrt.models.llama import Llama, LlamaConfig
 from spiritrt.models.weights import load_weights
 from spiritrt.tokens.text import Tokenizer
-from spiritrt.training.arguments import CPU, autocast, check_precision
+from spiritrt.training.arguments import CPU, autocast, check_batches
 from spiritrt.training.batches import BatchStream
 from spiritrt.training.checkpoint import Budget, Schedule, check_minutes, check_origin, load_checkpoint, set_lr
 from spiritrt.training.interleave import Segment, SpanPlan, draw_spans, encode, rng_of
@@ -69,9 +69,7 @@ class FinetunePlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_precision(self.precision)
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
+        check_batches(self.precision, self.accumulate)
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
         if self.rank < 1 or self.alpha <= 0 or self.rate <= 0 or self.steps < 1:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from spiritrt.models.checkpoints import save_part
 from spiritrt.models.hubert import Hubert, HubertConfig, LinearQuantizer
 from spiritrt.models.weights import config_section
-from spiritrt.training.arguments import add_settings, autocast, check_precision, launch, parse, settings
+from spiritrt.training.arguments import add_settings, autocast, check_batches, launch, parse, settings
 from spiritrt.training.augment import Augmentation, augment
 from spiritrt.training.checkpoint import (
     Average,
@@ -86,9 +86,7 @@ class MaskedTraining:
     seed: int = 7
 
     def __post_init__(self) -> None:
-        check_precision(self.precision)
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
+        check_batches(self.precision, self.accumulate)
         if not 0 < self.mask_share < 1 or not 1 <= self.mask_frames < self.frames:
             raise ValueError(f"mask_share must lie in (0, 1) and mask_frames in 1..frames - 1: {self}")
         if unknown := self.shape.keys() - NANO.keys():
@@ -227,11 +225,7 @@ class MaskedTrainer:
         set_lr(self.optimizer, self.schedule(self.step_index))
         self.model.train()
         figures = self.place.backward(self.loss, self.step_index, self.training.accumulate)
-        trained = [*self.model.parameters(), self.hidden]
-        self.place.sum_gradients(trained)
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.place.step(self.optimizer, clip=1.0)
         self.average.update(self.model, self.step_index)
         self.step_index += 1
         return figures
@@ -293,9 +287,7 @@ class QuantizerTrainer:
     def step(self) -> dict[str, float]:
         set_lr(self.optimizer, self.schedule(self.step_index))
         figures = self.place.backward(self.loss, self.step_index, self.training.accumulate)
-        self.place.sum_gradients(self.model.parameters())
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.place.step(self.optimizer)
         self.step_index += 1
         return figures
 

@@ -64,20 +64,24 @@ def train(
     )
     sums: dict[str, float] = {}
     began, counted = time.monotonic(), 0
+
+    def log_means(out: TextIO) -> None:
+        if first:
+            _write_means(out, trainer.step_index, time.monotonic() - began, sums, counted)
+
     with log.open("a", encoding="utf-8") as out, budget:
         while trainer.step_index < steps and not place.any(budget.spent()):
             for name, value in trainer.step().items():
                 sums[name] = sums.get(name, 0.0) + value
             counted += 1
             progress.update()
-            if counted == every and first:
-                _write_means(out, trainer.step_index, time.monotonic() - began, sums, counted)
             if counted == every:
+                log_means(out)
                 sums, began, counted = {}, time.monotonic(), 0
             if budget.save_due():
                 save()
-        if counted and first:
-            _write_means(out, trainer.step_index, time.monotonic() - began, sums, counted)
+        if counted:
+            log_means(out)
     progress.close()
     save()
 

@@ -33,7 +33,7 @@ from spiritrt.models.pitch import (
     PitchTracker,
     YaaptTracker,
 )
-from spiritrt.training.arguments import CPU, add_settings, autocast, check_precision, launch, parse, settings
+from spiritrt.training.arguments import CPU, add_settings, autocast, check_batches, launch, parse, settings
 from spiritrt.training.checkpoint import Budget, Schedule, check_origin, digest, file_digest, set_lr
 from spiritrt.training.corpora.manifest import cut_utterances, read_corpora
 from spiritrt.training.loop import resume, train
@@ -68,9 +68,7 @@ class PitchTraining:
     seed: int = 7
 
     def __post_init__(self) -> None:
-        check_precision(self.precision)
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
+        check_batches(self.precision, self.accumulate)
         if self.frames < 32 or self.frames % 16:
             raise ValueError(f"frames must be a multiple of 16 from 32, got {self.frames}")
         if not 0 < self.decay < 1 or min(self.commitment, self.voicing_weight, self.least_use) < 0:

@@ -64,8 +64,8 @@ class Place:
         return range(step * batches + self.rank, (step + 1) * batches, self.world)
 
     def backward(self, loss: Loss, step: int, batches: int) -> dict[str, float]:
-        """Gradients of the mean loss over this process's batches of a step, to be summed with `sum_gradients`; the mean
-        figures over all processes'.
+        """Gradients of the mean loss over this process's batches of a step, for `step` to sum; the mean figures over
+        all processes'.
 
         Raises ValueError as `share` does.
         """
@@ -76,6 +76,15 @@ class Place:
             for name, value in its_figures.items():
                 figures[name] = figures.get(name, 0.0) + value / batches
         return self.sum_figures(figures)
+
+    def step(self, optimizer: torch.optim.Optimizer, clip: float = float("inf")) -> None:
+        """One optimizer step on the sum of all processes' gradients, of norm `clip` at most; they are gone after it."""
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.sum_gradients(trained)
+        if clip < float("inf"):
+            nn.utils.clip_grad_norm_(trained, clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give every process the sum of all processes' gradients; one that this process lacks counts as zero."""

@@ -212,14 +212,9 @@ class VocoderTrainer:
         losses = self.place.backward(
             lambda index: self.losses(index, adversaries), self.step_index, self.training.accumulate
         )
-        self.place.sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
-        nn.utils.clip_grad_norm_(self.vocoder.parameters(), 5.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.place.step(self.optimizer, clip=5.0)
         if adversaries:
-            self.place.sum_gradients(self.discriminators.parameters())
-            self.d_optimizer.step()
-            self.d_optimizer.zero_grad(set_to_none=True)
+            self.place.step(self.d_optimizer)
         self.average.update(self.vocoder, self.step_index)
         self.step_index += 1
         return losses
